@@ -1,0 +1,131 @@
+//! The reference: matrix products by `gemm`, everything else by plain loops.
+
+use super::{Desc, OP, Operands};
+use crate::autograd::Target;
+use crate::device::{Mat, MatMut, gemm};
+use crate::error::Result;
+use crate::ops::host::{In, Out, Real, for_rows};
+use crate::rng::Dropout;
+use crate::tensor::Tensor;
+
+pub fn forward<T: Real>(desc: &Desc, x: &Tensor, operands: &Operands, h: Option<&Tensor>, y: &Tensor) -> Result<()> {
+    let Desc { m, n, k, r, .. } = *desc;
+    let x = In::<T>::of(OP, x)?;
+    let weight = In::<T>::of(OP, operands.weight)?;
+    let mut out = Out::<T>::of(OP, y)?;
+    let bias = operands.bias.map(|b| In::<T>::of(OP, b)).transpose()?;
+    if let Some(bias) = &bias {
+        let bias: &[T] = bias;
+        for_rows(&mut out, n, |_, row| row.copy_from_slice(bias));
+    }
+    let keep = bias.is_some().then(|| T::of(1.0));
+    gemm(MatMut::new(&mut out, m, n), keep, Mat::new(&x, m, k), Mat::new(&weight, n, k).t(), T::of(1.0));
+    if let (Some(a), Some(b), Some(h)) = (operands.a, operands.b, h) {
+        let (a, b) = (In::<T>::of(OP, a)?, In::<T>::of(OP, b)?);
+        let dropped = desc.dropout.map(|d| masked(&x, &d));
+        let kept = dropped.as_deref().unwrap_or(&x);
+        let mut low = Out::<T>::of(OP, h)?;
+        gemm(MatMut::new(&mut low, m, r), None, Mat::new(kept, m, k), Mat::new(&a, r, k).t(), T::of(1.0));
+        let scale = T::of(desc.scale);
+        gemm(MatMut::new(&mut out, m, n), Some(T::of(1.0)), Mat::new(&low, m, r), Mat::new(&b, n, r).t(), scale);
+        low.finish()?;
+    }
+    out.finish()
+}
+
+pub fn project<T: Real>(desc: &Desc, dy: &Tensor, b: &Tensor, u: &Tensor) -> Result<()> {
+    let (dy, b) = (In::<T>::of(OP, dy)?, In::<T>::of(OP, b)?);
+    let mut out = Out::<T>::of(OP, u)?;
+    let rhs = Mat::new(&b, desc.n, desc.r);
+    gemm(MatMut::new(&mut out, desc.m, desc.r), None, Mat::new(&dy, desc.m, desc.n), rhs, T::of(1.0));
+    out.finish()
+}
+
+pub fn input_gradient<T: Real>(
+    desc: &Desc,
+    dy: &Tensor,
+    weight: &Tensor,
+    update: Option<(&Tensor, &Tensor)>,
+    target: &Target,
+) -> Result<()> {
+    let Desc { m, n, k, r, .. } = *desc;
+    let (dy, weight) = (In::<T>::of(OP, dy)?, In::<T>::of(OP, weight)?);
+    let mut out = accumulating::<T>(target)?;
+    let keep = target.accumulate.then(|| T::of(1.0));
+    gemm(MatMut::new(&mut out, m, k), keep, Mat::new(&dy, m, n), Mat::new(&weight, n, k), T::of(1.0));
+    if let Some((a, u)) = update {
+        let (a, u) = (In::<T>::of(OP, a)?, In::<T>::of(OP, u)?);
+        let (u, a, scale) = (Mat::new(&u, m, r), Mat::new(&a, r, k), T::of(desc.scale));
+        match &desc.dropout {
+            None => gemm(MatMut::new(&mut out, m, k), Some(T::of(1.0)), u, a, scale),
+            Some(dropout) => {
+                let mut through = vec![T::of(0.0); m * k];
+                gemm(MatMut::new(&mut through, m, k), None, u, a, scale);
+                apply_mask(&mut through, dropout);
+                for_rows(&mut out, k, |i, row| {
+                    row.iter_mut().zip(&through[i * k..]).for_each(|(o, &v)| *o += v);
+                });
+            }
+        }
+    }
+    out.finish()
+}
+
+pub fn a_gradient<T: Real>(desc: &Desc, u: &Tensor, x: &Tensor, target: &Target) -> Result<()> {
+    let Desc { m, k, r, .. } = *desc;
+    let (u, x) = (In::<T>::of(OP, u)?, In::<T>::of(OP, x)?);
+    let dropped = desc.dropout.map(|d| masked(&x, &d));
+    let x = dropped.as_deref().unwrap_or(&x);
+    let mut out = accumulating::<T>(target)?;
+    let keep = target.accumulate.then(|| T::of(1.0));
+    gemm(MatMut::new(&mut out, r, k), keep, Mat::new(&u, m, r).t(), Mat::new(x, m, k), T::of(desc.scale));
+    out.finish()
+}
+
+pub fn b_gradient<T: Real>(desc: &Desc, dy: &Tensor, h: &Tensor, target: &Target) -> Result<()> {
+    let Desc { m, n, r, .. } = *desc;
+    let (dy, h) = (In::<T>::of(OP, dy)?, In::<T>::of(OP, h)?);
+    let mut out = accumulating::<T>(target)?;
+    let keep = target.accumulate.then(|| T::of(1.0));
+    gemm(MatMut::new(&mut out, n, r), keep, Mat::new(&dy, m, n).t(), Mat::new(&h, m, r), T::of(desc.scale));
+    out.finish()
+}
+
+pub fn bias_gradient<T: Real>(desc: &Desc, dy: &Tensor, target: &Target) -> Result<()> {
+    let dy = In::<T>::of(OP, dy)?;
+    let mut out = accumulating::<T>(target)?;
+    if !target.accumulate {
+        out.fill(T::of(0.0));
+    }
+    crate::ops::host::add_column_sums(&dy, desc.n, &mut out);
+    out.finish()
+}
+
+fn accumulating<T: Real>(target: &Target) -> Result<Out<'_, T>> {
+    if target.accumulate { Out::adding(OP, &target.tensor) } else { Out::of(OP, &target.tensor) }
+}
+
+/// A copy of `x [m, k]` with dropped elements zeroed and kept ones scaled.
+fn masked<T: Real>(x: &[T], dropout: &Dropout) -> Vec<T> {
+    let mut out = x.to_vec();
+    apply_mask(&mut out, dropout);
+    out
+}
+
+/// Element (i, j) of a `[m, k]` matrix draws number `i·k + j`, whatever the tiling.
+fn apply_mask<T: Real>(values: &mut [T], dropout: &Dropout) {
+    // Rows are regrouped in fours of elements, so that each Philox block is drawn once.
+    const BLOCK: usize = 1024;
+    for_rows(
+        values,
+        BLOCK,
+        #[inline(always)]
+        |index, block| {
+            let first = (index * BLOCK / 4) as u64;
+            for (i, four) in block.chunks_mut(4).enumerate() {
+                let factors = dropout.factors(first + i as u64);
+                four.iter_mut().zip(factors).for_each(|(v, f)| *v *= T::of(f64::from(f)));
+            }
+        },
+    );
+}

@@ -1,0 +1,322 @@
+//! The frozen linear layer with its low-rank update: the heart of the library.
+//!
+//! ```text
+//! y = x W₀ᵀ + b + s · h Bᵀ        h = dropout(x) Aᵀ
+//! ```
+//!
+//! | tensor | shape | dtype |
+//! |---|---|---|
+//! | `x`  | `[.., k]`, m rows | f32, f16, bf16 (f64 on the CPU) |
+//! | `W₀` | `[n, k]`, frozen | as x |
+//! | `b`  | `[n]`, frozen or trainable | as x |
+//! | `A`, `B` | `[r, k]`, `[n, r]`, 1 ≤ r ≤ 256 | as x |
+//! | `y`  | `[.., n]` | as x |
+//!
+//! Backward, with `g = dy` and `u = g B` (`[m, r]`):
+//! `dx = g W₀ + s · mask ⊙ (u A)`, `dA = s · uᵀ dropout(x)`, `dB = s · gᵀ h`, `db = Σ_rows g`.
+//! Kept for it: `x` only if A learns, `h` only if B learns; never W₀, never y, never a mask.
+//!
+//! Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021. Dropout acts on the update's input alone, in
+//! training alone; forward and backward draw the same mask.
+//!
+//! Cost: `2·m·n·k + 2·m·r·(n + k)` floating-point operations forward.
+//! Errors: [`Error::Shape`], [`Error::DType`], [`Error::DeviceMismatch`], [`Error::NotContiguous`] for operands that do not fit;
+//! [`Error::Value`] for a rank outside 1..=256, a dropout outside [0, 1) or a scale that is not finite.
+
+mod cpu;
+mod gpu;
+
+use crate::autograd::{Recorded, Saved, Sinks, Tape, Target, Var, Wants};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::ops::host::with_real;
+use crate::rng::Dropout;
+use crate::shape::Dims;
+use crate::tensor::{FrozenWeight, Tensor};
+
+const OP: &str = "frozen_linear";
+
+/// Largest rank of an update.
+pub const MAX_RANK: usize = 256;
+
+/// The update `s · dropout(x) Aᵀ Bᵀ`.
+#[derive(Clone, Copy, Debug)]
+pub struct LowRank<'a> {
+    /// `[r, k]`
+    pub a: &'a Var,
+    /// `[n, r]`
+    pub b: &'a Var,
+    pub scale: f64,
+    /// Probability with which an element of x is dropped, in training.
+    pub dropout: f64,
+    /// Names the place, so that two layers draw different masks.
+    pub site: u32,
+}
+
+/// A validated call: everything but the values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Desc {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    /// 0 without an update.
+    pub r: usize,
+    pub dtype: DType,
+    pub scale: f64,
+    pub dropout: Option<Dropout>,
+}
+
+impl Desc {
+    pub fn new(
+        tape: &Tape,
+        x: &Var,
+        weight: &FrozenWeight,
+        bias: Option<&Var>,
+        low_rank: Option<&LowRank>,
+    ) -> Result<Self> {
+        let (n, k) = (weight.n(), weight.k());
+        let tensor = x.tensor();
+        if tensor.dims().is_empty() || tensor.cols() != k {
+            return Err(Error::shape(OP, "x", format!("[.., {k}] for a weight of [{n}, {k}]"), tensor.dims()));
+        }
+        tensor.require_contiguous(OP, "x")?;
+        let matches = |name: &'static str, other: &Tensor, dims: &[usize]| {
+            other.require_dims(OP, name, dims)?;
+            other.require_dtype(OP, name, tensor.dtype())?;
+            other.require_device(OP, name, tensor.device())?;
+            other.require_contiguous(OP, name)
+        };
+        matches("weight", weight.tensor(), &[n, k])?;
+        if let Some(bias) = bias {
+            matches("bias", bias.tensor(), &[n])?;
+        }
+        let mut desc = Desc { m: tensor.rows(), n, k, r: 0, dtype: tensor.dtype(), scale: 0.0, dropout: None };
+        if let Some(update) = low_rank {
+            desc.r = update.a.dims().first().copied().unwrap_or(0);
+            if desc.r == 0 || desc.r > MAX_RANK {
+                return Err(Error::value(OP, "rank", format!("1 to {MAX_RANK}"), desc.r));
+            }
+            matches("a", update.a.tensor(), &[desc.r, k])?;
+            matches("b", update.b.tensor(), &[n, desc.r])?;
+            if !update.scale.is_finite() {
+                return Err(Error::value(OP, "scale", "a finite number", update.scale));
+            }
+            desc.scale = update.scale;
+            desc.dropout = crate::ops::dropout_of(OP, tape, update.dropout, update.site)?;
+        }
+        Ok(desc)
+    }
+
+    /// Floating-point operations of the forward pass.
+    pub fn flops(&self) -> u64 {
+        let (m, n, k, r) = (self.m as u64, self.n as u64, self.k as u64, self.r as u64);
+        2 * m * n * k + 2 * m * r * (n + k)
+    }
+
+    /// Bytes that the forward pass must move at least: every operand and the result once.
+    pub fn bytes(&self) -> u64 {
+        let (m, n, k, r) = (self.m as u64, self.n as u64, self.k as u64, self.r as u64);
+        (m * k + n * k + m * n + r * (n + k)) * self.dtype.size() as u64
+    }
+}
+
+/// `y = x W₀ᵀ + b + s · dropout(x) Aᵀ Bᵀ`; see the module for shapes and errors.
+pub fn frozen_linear(
+    tape: &mut Tape,
+    x: &Var,
+    weight: &FrozenWeight,
+    bias: Option<&Var>,
+    low_rank: Option<LowRank>,
+) -> Result<Var> {
+    let desc = Desc::new(tape, x, weight, bias, low_rank.as_ref())?;
+    let mut dims = Dims::from_slice(x.dims());
+    if let Some(last) = dims.last_mut() {
+        *last = desc.n;
+    }
+    let y = Tensor::empty(x.tensor().device(), &dims, desc.dtype)?;
+    let h = match desc.r {
+        0 => None,
+        r => Some(Tensor::empty(x.tensor().device(), &[desc.m, r], desc.dtype)?),
+    };
+    let operands = Operands {
+        weight: weight.tensor(),
+        bias: bias.map(Var::tensor),
+        a: low_rank.map(|u| u.a.tensor()),
+        b: low_rank.map(|u| u.b.tensor()),
+    };
+    forward(&desc, x.tensor(), &operands, h.as_ref(), &y)?;
+
+    let none = Var::constant(y.clone());
+    let inputs = [x, bias.unwrap_or(&none), low_rank.map_or(&none, |u| u.a), low_rank.map_or(&none, |u| u.b)];
+    Ok(tape.record(y, &inputs, |wants| Node {
+        desc,
+        weight: weight.clone(),
+        a: low_rank.map(|u| u.a.tensor().clone()),
+        b: low_rank.map(|u| u.b.tensor().clone()),
+        x: (needs_x(wants, &desc)).then(|| x.save()),
+        h: h.filter(|_| needs_h(wants, &desc)).map(Saved::Held),
+    }))
+}
+
+/// Positions of the inputs on the tape.
+const X: usize = 0;
+const BIAS: usize = 1;
+const A: usize = 2;
+const B: usize = 3;
+
+/// x is kept only if A learns (or, in accounting, if the weight would).
+fn needs_x(wants: Wants, desc: &Desc) -> bool {
+    wants.weights || (desc.r > 0 && wants.input(A))
+}
+
+/// h = dropout(x) Aᵀ is kept only if B learns.
+fn needs_h(wants: Wants, desc: &Desc) -> bool {
+    desc.r > 0 && wants.input(B)
+}
+
+/// What the product reads besides x.
+pub(crate) struct Operands<'a> {
+    pub weight: &'a Tensor,
+    pub bias: Option<&'a Tensor>,
+    pub a: Option<&'a Tensor>,
+    pub b: Option<&'a Tensor>,
+}
+
+fn forward(desc: &Desc, x: &Tensor, operands: &Operands, h: Option<&Tensor>, y: &Tensor) -> Result<()> {
+    if desc.m == 0 {
+        return Ok(());
+    }
+    if x.device().is_cpu() {
+        return with_real!(desc.dtype, OP, T => cpu::forward::<T>(desc, x, operands, h, y));
+    }
+    x.device().run(&gpu::forward(desc, x, operands, h, y)?)
+}
+
+#[derive(Debug)]
+struct Node {
+    desc: Desc,
+    weight: FrozenWeight,
+    a: Option<Tensor>,
+    b: Option<Tensor>,
+    x: Option<Saved>,
+    h: Option<Saved>,
+}
+
+impl Recorded for Node {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn saved(&self) -> Vec<&Saved> {
+        self.x.iter().chain(&self.h).collect()
+    }
+
+    fn backward(&self, dy: &Tensor, sinks: &mut Sinks<'_>) -> Result<()> {
+        let desc = &self.desc;
+        if let Some(target) = sinks.open(BIAS)? {
+            bias_gradient(desc, dy, &target)?;
+        }
+        // u = dy B serves dx and dA alike.
+        let u = match &self.b {
+            Some(b) if sinks.wants(X) || sinks.wants(A) => Some(project(desc, dy, b)?),
+            _ => None,
+        };
+        if let (Some(x), Some(u), Some(target)) = (&self.x, &u, sinks.open(A)?) {
+            a_gradient(desc, u, &x.get()?, &target)?;
+        }
+        if let (Some(h), Some(target)) = (&self.h, sinks.open(B)?) {
+            b_gradient(desc, dy, &h.get()?, &target)?;
+        }
+        if let Some(target) = sinks.open(X)? {
+            let update = self.a.as_ref().zip(u.as_ref());
+            input_gradient(desc, dy, self.weight.tensor(), update, &target)?;
+        }
+        Ok(())
+    }
+}
+
+/// `u = dy B`, `[m, r]`.
+fn project(desc: &Desc, dy: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let u = Tensor::empty(dy.device(), &[desc.m, desc.r], desc.dtype)?;
+    if desc.m == 0 {
+        return Ok(u);
+    }
+    if dy.device().is_cpu() {
+        with_real!(desc.dtype, OP, T => cpu::project::<T>(desc, dy, b, &u))?;
+    } else {
+        dy.device().run(&gpu::project(desc, dy, b, &u)?)?;
+    }
+    Ok(u)
+}
+
+/// `dx (+)= dy W₀ + s · mask ⊙ (u A)`.
+fn input_gradient(
+    desc: &Desc,
+    dy: &Tensor,
+    weight: &Tensor,
+    update: Option<(&Tensor, &Tensor)>,
+    target: &Target,
+) -> Result<()> {
+    if desc.m == 0 {
+        return Ok(());
+    }
+    if dy.device().is_cpu() {
+        return with_real!(desc.dtype, OP, T => cpu::input_gradient::<T>(desc, dy, weight, update, target));
+    }
+    dy.device().run(&gpu::input_gradient(desc, dy, weight, update, target)?)
+}
+
+/// `dA += s · uᵀ dropout(x)`.
+fn a_gradient(desc: &Desc, u: &Tensor, x: &Tensor, target: &Target) -> Result<()> {
+    if u.device().is_cpu() {
+        return with_real!(desc.dtype, OP, T => cpu::a_gradient::<T>(desc, u, x, target));
+    }
+    gpu::a_gradient(desc, u, x, target)
+}
+
+/// `dB += s · dyᵀ h`.
+fn b_gradient(desc: &Desc, dy: &Tensor, h: &Tensor, target: &Target) -> Result<()> {
+    if dy.device().is_cpu() {
+        return with_real!(desc.dtype, OP, T => cpu::b_gradient::<T>(desc, dy, h, target));
+    }
+    gpu::b_gradient(desc, dy, h, target)
+}
+
+/// `db += Σ_rows dy`.
+fn bias_gradient(desc: &Desc, dy: &Tensor, target: &Target) -> Result<()> {
+    if dy.device().is_cpu() {
+        return with_real!(desc.dtype, OP, T => cpu::bias_gradient::<T>(desc, dy, target));
+    }
+    gpu::bias_gradient(desc, dy, target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Device;
+    use crate::testing::{gradient, normal};
+
+    fn values(name: &str, len: usize) -> Vec<f64> {
+        normal(name, len).into_iter().map(f64::from).collect()
+    }
+
+    #[test]
+    fn gradients_agree_with_central_differences() {
+        let (m, n, k, r) = (5, 4, 6, 3);
+        let weight = Tensor::from_slice(&Device::cpu(), &[n, k], &values("w", n * k)).unwrap();
+        let weight = FrozenWeight::new(weight).unwrap();
+        let inputs = [
+            (&[m, k][..], values("x", m * k)),
+            (&[n][..], values("bias", n)),
+            (&[r, k][..], values("a", r * k)),
+            (&[n, r][..], values("b", n * r)),
+        ];
+        for dropout_seed in [None, Some(3)] {
+            gradient::check(&inputs, dropout_seed, |tape, v| {
+                let update = LowRank { a: &v[2], b: &v[3], scale: 1.7, dropout: 0.4, site: 9 };
+                frozen_linear(tape, &v[0], &weight, Some(&v[1]), Some(update))
+            })
+            .unwrap();
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! What every `cpu.rs` shares: reading tensors in a compute type, writing results back in the storage type, and loops that use the
+//! machine's vector units and threads.
+//!
+//! Ops compute in `f64` for f64 tensors and in `f32` for all others; 16-bit values are widened on the way in and rounded once,
+//! to nearest and ties to even, on the way out.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::LazyLock;
+
+use half::{bf16, f16};
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use crate::device::{HostRead, HostWrite, Product};
+use crate::dtype::{DType, Element};
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+
+/// A type that the reference computes in: `f32` or `f64`.
+pub(crate) trait Real: Element + Product + super::math::Math {}
+
+impl Real for f32 {}
+impl Real for f64 {}
+
+/// Runs a generic expression in the compute type of a dtype: `with_real!(x.dtype(), "op", T => forward::<T>(...))`.
+macro_rules! with_real {
+    ($dtype:expr, $op:expr, $t:ident => $body:expr) => {
+        match $dtype {
+            $crate::dtype::DType::F64 => {
+                type $t = f64;
+                $body
+            }
+            $crate::dtype::DType::F32 | $crate::dtype::DType::F16 | $crate::dtype::DType::BF16 => {
+                type $t = f32;
+                $body
+            }
+            got => Err($crate::error::Error::DType { op: $op, argument: "x", expected: "a float type".into(), got }),
+        }
+    };
+}
+pub(crate) use with_real;
+
+/// A tensor's elements in the compute type: borrowed when they are stored in it, widened otherwise.
+pub(crate) enum In<'a, T: Element> {
+    Borrowed(HostRead<'a, T>),
+    Widened(Vec<T>),
+}
+
+impl<'a, T: Real> In<'a, T> {
+    pub fn of(op: &'static str, tensor: &'a Tensor) -> Result<Self> {
+        if tensor.dtype() == T::DTYPE {
+            return Ok(In::Borrowed(tensor.read::<T>(op)?));
+        }
+        let mut out = vec![T::of(0.0); tensor.numel()];
+        match tensor.dtype() {
+            DType::F32 => widen(&tensor.read::<f32>(op)?, &mut out, |v| T::of(f64::from(v))),
+            DType::F16 => widen(&tensor.read::<f16>(op)?, &mut out, |v| T::of(v.to_f64())),
+            DType::BF16 => widen(&tensor.read::<bf16>(op)?, &mut out, |v| T::of(v.to_f64())),
+            got => return Err(Error::DType { op, argument: "tensor", expected: "a float type".into(), got }),
+        }
+        Ok(In::Widened(out))
+    }
+}
+
+fn widen<S: Element, T: Real>(from: &[S], to: &mut [T], convert: impl Fn(S) -> T + Sync) {
+    for_rows(to, 4096, |block, out| {
+        let from = &from[block * 4096..];
+        out.iter_mut().zip(from).for_each(|(o, &v)| *o = convert(v));
+    });
+}
+
+impl<T: Element> Deref for In<'_, T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match self {
+            In::Borrowed(read) => read,
+            In::Widened(values) => values,
+        }
+    }
+}
+
+/// A tensor's elements to be written in the compute type; [`Out::finish`] rounds them into storage.
+pub(crate) enum Out<'a, T: Element> {
+    Direct(HostWrite<'a, T>),
+    Staged { values: Vec<T>, target: &'a Tensor, op: &'static str },
+}
+
+impl<'a, T: Real> Out<'a, T> {
+    /// Contents are unspecified until written.
+    pub fn of(op: &'static str, tensor: &'a Tensor) -> Result<Self> {
+        if tensor.dtype() == T::DTYPE {
+            return Ok(Out::Direct(tensor.write::<T>(op)?));
+        }
+        Ok(Out::Staged { values: vec![T::of(0.0); tensor.numel()], target: tensor, op })
+    }
+
+    /// Holds the tensor's present values, to be added to.
+    pub fn adding(op: &'static str, tensor: &'a Tensor) -> Result<Self> {
+        if tensor.dtype() == T::DTYPE {
+            return Ok(Out::Direct(tensor.write::<T>(op)?));
+        }
+        let values = In::<T>::of(op, tensor)?.to_vec();
+        Ok(Out::Staged { values, target: tensor, op })
+    }
+
+    pub fn finish(self) -> Result<()> {
+        let Out::Staged { values, target, op } = self else { return Ok(()) };
+        match target.dtype() {
+            DType::F32 => narrow(&values, &mut target.write::<f32>(op)?, |v| v.to_f64() as f32),
+            DType::F16 => narrow(&values, &mut target.write::<f16>(op)?, |v| f16::from_f64(v.to_f64())),
+            DType::BF16 => narrow(&values, &mut target.write::<bf16>(op)?, |v| bf16::from_f64(v.to_f64())),
+            got => return Err(Error::DType { op, argument: "output", expected: "a float type".into(), got }),
+        }
+        Ok(())
+    }
+}
+
+fn narrow<S: Element, T: Real>(from: &[T], to: &mut [S], convert: impl Fn(T) -> S + Sync) {
+    for_rows(to, 4096, |block, out| {
+        let from = &from[block * 4096..];
+        out.iter_mut().zip(from).for_each(|(o, &v)| *o = convert(v));
+    });
+}
+
+impl<T: Element> Deref for Out<'_, T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match self {
+            Out::Direct(write) => write,
+            Out::Staged { values, .. } => values,
+        }
+    }
+}
+
+impl<T: Element> DerefMut for Out<'_, T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        match self {
+            Out::Direct(write) => write,
+            Out::Staged { values, .. } => values,
+        }
+    }
+}
+
+struct Vectorised<F>(F);
+
+impl<R, F: FnOnce() -> R> WithSimd for Vectorised<F> {
+    type Output = R;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> R {
+        (self.0)()
+    }
+}
+
+static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
+
+/// Runs `body` compiled for the widest vector unit this machine has. `body` must be `#[inline(always)]` all the way down.
+#[inline(always)]
+pub(crate) fn vectorised<R>(body: impl FnOnce() -> R) -> R {
+    ARCH.dispatch(Vectorised(body))
+}
+
+/// Below this many elements a loop stays on one thread: waking another costs more than it saves.
+const PARALLEL_FROM: usize = 32 * 1024;
+
+/// Calls `body(index, row)` for every row of `width` elements, on several threads when that pays. Rows are independent, so the
+/// result does not depend on the number of threads.
+pub(crate) fn for_rows<T: Send>(out: &mut [T], width: usize, body: impl Fn(usize, &mut [T]) + Sync) {
+    let width = width.max(1);
+    if out.len() < PARALLEL_FROM {
+        vectorised(
+            #[inline(always)]
+            || out.chunks_mut(width).enumerate().for_each(|(i, row)| body(i, row)),
+        );
+        return;
+    }
+    let rows_each = (PARALLEL_FROM / 4 / width).max(1);
+    out.par_chunks_mut(width * rows_each).enumerate().for_each(|(block, rows)| {
+        vectorised(
+            #[inline(always)]
+            || rows.chunks_mut(width).enumerate().for_each(|(i, row)| body(block * rows_each + i, row)),
+        )
+    });
+}
+
+/// `sums[j] += Σ_i values[i, j]` over rows of `width`, in row order within fixed blocks of rows, then in block order.
+pub(crate) fn add_column_sums<T: Real>(values: &[T], width: usize, sums: &mut [T]) {
+    const ROWS: usize = 256;
+    let partial: Vec<Vec<T>> = values
+        .par_chunks(ROWS * width.max(1))
+        .map(|block| {
+            let mut sum = vec![T::of(0.0); width];
+            for row in block.chunks(width) {
+                sum.iter_mut().zip(row).for_each(|(s, &v)| *s += v);
+            }
+            sum
+        })
+        .collect();
+    for sum in partial {
+        sums.iter_mut().zip(sum).for_each(|(s, v)| *s += v);
+    }
+}

@@ -1,0 +1,19 @@
+//! The operations. One folder each: `mod.rs` (what it is, validation, the tape), `cpu.rs` (the reference), `gpu.rs` (the plan).
+
+pub mod frozen_linear;
+mod host;
+mod math;
+
+pub use frozen_linear::{LowRank, frozen_linear};
+
+use crate::autograd::Tape;
+use crate::error::{Error, Result};
+use crate::rng::Dropout;
+
+/// The dropout of one call: `None` when its probability is 0 or the tape does not train.
+pub(crate) fn dropout_of(op: &'static str, tape: &Tape, p: f64, site: u32) -> Result<Option<Dropout>> {
+    if !(0.0..1.0).contains(&p) {
+        return Err(Error::value(op, "dropout", "a probability in [0, 1)", p));
+    }
+    Ok(tape.stream(site).filter(|_| p > 0.0).map(|stream| Dropout::new(p, stream)))
+}
