@@ -11,6 +11,7 @@ use half::{bf16, f16};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
+use crate::autograd::Target;
 use crate::device::{HostRead, HostWrite, Product};
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result};
@@ -102,6 +103,11 @@ impl<'a, T: Real> Out<'a, T> {
         }
         let values = In::<T>::of(op, tensor)?.to_vec();
         Ok(Out::Staged { values, target: tensor, op })
+    }
+
+    /// Where a gradient goes: the present values when it is to be added to them.
+    pub fn into(op: &'static str, target: &'a Target) -> Result<Self> {
+        if target.accumulate { Out::adding(op, &target.tensor) } else { Out::of(op, &target.tensor) }
     }
 
     pub fn finish(self) -> Result<()> {

@@ -2,9 +2,11 @@
 
 pub mod frozen_linear;
 mod host;
+pub mod linear;
 mod math;
 
 pub use frozen_linear::{LowRank, frozen_linear};
+pub use linear::linear;
 
 use crate::autograd::Tape;
 use crate::error::{Error, Result};

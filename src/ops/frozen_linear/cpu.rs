@@ -4,7 +4,7 @@ use super::{Desc, OP, Operands};
 use crate::autograd::Target;
 use crate::device::{Mat, MatMut, gemm};
 use crate::error::Result;
-use crate::ops::host::{In, Out, Real, for_rows};
+use crate::ops::host::{In, Out, Real, add_column_sums, for_rows};
 use crate::rng::Dropout;
 use crate::tensor::Tensor;
 
@@ -50,7 +50,7 @@ pub fn input_gradient<T: Real>(
 ) -> Result<()> {
     let Desc { m, n, k, r, .. } = *desc;
     let (dy, weight) = (In::<T>::of(OP, dy)?, In::<T>::of(OP, weight)?);
-    let mut out = accumulating::<T>(target)?;
+    let mut out = Out::<T>::into(OP, target)?;
     let keep = target.accumulate.then(|| T::of(1.0));
     gemm(MatMut::new(&mut out, m, k), keep, Mat::new(&dy, m, n), Mat::new(&weight, n, k), T::of(1.0));
     if let Some((a, u)) = update {
@@ -76,7 +76,7 @@ pub fn a_gradient<T: Real>(desc: &Desc, u: &Tensor, x: &Tensor, target: &Target)
     let (u, x) = (In::<T>::of(OP, u)?, In::<T>::of(OP, x)?);
     let dropped = desc.dropout.map(|d| masked(&x, &d));
     let x = dropped.as_deref().unwrap_or(&x);
-    let mut out = accumulating::<T>(target)?;
+    let mut out = Out::<T>::into(OP, target)?;
     let keep = target.accumulate.then(|| T::of(1.0));
     gemm(MatMut::new(&mut out, r, k), keep, Mat::new(&u, m, r).t(), Mat::new(x, m, k), T::of(desc.scale));
     out.finish()
@@ -85,7 +85,7 @@ pub fn a_gradient<T: Real>(desc: &Desc, u: &Tensor, x: &Tensor, target: &Target)
 pub fn b_gradient<T: Real>(desc: &Desc, dy: &Tensor, h: &Tensor, target: &Target) -> Result<()> {
     let Desc { m, n, r, .. } = *desc;
     let (dy, h) = (In::<T>::of(OP, dy)?, In::<T>::of(OP, h)?);
-    let mut out = accumulating::<T>(target)?;
+    let mut out = Out::<T>::into(OP, target)?;
     let keep = target.accumulate.then(|| T::of(1.0));
     gemm(MatMut::new(&mut out, n, r), keep, Mat::new(&dy, m, n).t(), Mat::new(&h, m, r), T::of(desc.scale));
     out.finish()
@@ -93,16 +93,12 @@ pub fn b_gradient<T: Real>(desc: &Desc, dy: &Tensor, h: &Tensor, target: &Target
 
 pub fn bias_gradient<T: Real>(desc: &Desc, dy: &Tensor, target: &Target) -> Result<()> {
     let dy = In::<T>::of(OP, dy)?;
-    let mut out = accumulating::<T>(target)?;
+    let mut out = Out::<T>::into(OP, target)?;
     if !target.accumulate {
         out.fill(T::of(0.0));
     }
-    crate::ops::host::add_column_sums(&dy, desc.n, &mut out);
+    add_column_sums(&dy, desc.n, &mut out);
     out.finish()
-}
-
-fn accumulating<T: Real>(target: &Target) -> Result<Out<'_, T>> {
-    if target.accumulate { Out::adding(OP, &target.tensor) } else { Out::of(OP, &target.tensor) }
 }
 
 /// A copy of `x [m, k]` with dropped elements zeroed and kept ones scaled.
