@@ -1,0 +1,94 @@
+//! The images of this build: every symbol is there, nothing spills, and the build is of the kind that was asked for.
+
+#[path = "../build/ptxas.rs"]
+mod ptxas;
+
+use std::collections::HashSet;
+
+use graftwork::Error;
+use graftwork::kernels::{self, Class, FAMILIES, KernelId};
+
+#[test]
+fn the_build_is_of_the_kind_that_was_asked_for() {
+    let required = std::env::var("GRAFTWORK_REQUIRE_KERNELS").is_ok_and(|v| !v.is_empty() && v != "0");
+    match kernels::available() {
+        Ok(()) => {
+            assert!(cfg!(graftwork_kernels));
+            assert_eq!(kernels::images().len(), FAMILIES.len());
+        }
+        Err(Error::KernelsMissing { reason }) => {
+            assert!(!required, "kernels are required, and missing: {reason}");
+            assert!(cfg!(not(graftwork_kernels)) && !reason.is_empty());
+            assert!(kernels::images().is_empty() && kernels::resources().is_empty());
+            assert!(KernelId::all().all(|id| id.image().is_err()));
+        }
+        Err(other) => panic!("{other}"),
+    }
+}
+
+#[test]
+fn symbols_are_unique_and_well_formed() {
+    let mut seen = HashSet::new();
+    for (position, id) in KernelId::all().enumerate() {
+        let row = id.row();
+        assert!(seen.insert(row.symbol), "{} stands twice in the table", row.symbol);
+        assert_eq!((id.index(), KernelId::of_symbol(row.symbol)), (position, Some(id)));
+        let arch = match id.family().class {
+            Class::Portable => "_sm80",
+            Class::Hopper => "_sm90a",
+        };
+        assert!(row.symbol.ends_with(arch), "{} must end in {arch}", row.symbol);
+        assert!((1..=1024).contains(&row.threads) && row.max_registers <= 255, "{row:?}");
+        // 64 Ki registers serve a block; more would make every launch fail.
+        assert!(row.threads * row.max_registers.next_multiple_of(8) <= 65536, "{row:?}");
+        assert!(row.shared_bytes <= 227 * 1024, "{row:?}");
+    }
+    assert_eq!(seen.len(), KernelId::COUNT);
+}
+
+#[test]
+#[cfg_attr(not(graftwork_kernels), ignore = "this build has no kernels")]
+fn every_symbol_has_its_images_and_keeps_within_its_limits() {
+    let mut complaints = Vec::new();
+    for id in KernelId::all() {
+        let (row, image) = (id.row(), id.image().unwrap());
+        assert!(image.ptx.contains(row.symbol));
+        let wanted: &[&str] = match id.family().class {
+            Class::Portable => &["sm_80", "sm_90"],
+            Class::Hopper => &["sm_90a"],
+        };
+        for arch in wanted {
+            assert!(image.cubins.iter().any(|c| c.arch == *arch && !c.bytes.is_empty()), "{} for {arch}", row.symbol);
+        }
+        for cubin in image.cubins {
+            let report = kernels::resources().iter().find(|r| r.symbol == row.symbol && r.arch == cubin.arch);
+            let Some(r) = report else { panic!("ptxas reported nothing on {} for {}", row.symbol, cubin.arch) };
+            if r.spilled_bytes > 0 || r.stack_bytes > 0 || r.registers > row.max_registers {
+                complaints.push(format!("{r:?}, at most {} registers allowed", row.max_registers));
+            }
+        }
+    }
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+}
+
+#[test]
+fn the_report_of_ptxas_is_read() {
+    let report = "ptxas info    : 0 bytes gmem\n\
+        ptxas info    : Compiling entry function 'one_sm80' for 'sm_80'\n\
+        ptxas info    : Function properties for one_sm80\n    \
+        16 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads\n\
+        ptxas info    : Used 40 registers, used 1 barriers, 16 bytes cumulative stack size, 2048 bytes smem, 400 bytes cmem[0]\n\
+        ptxas info    : Compiling entry function 'two_sm80' for 'sm_80'\n\
+        ptxas info    : Function properties for two_sm80\n    \
+        0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n\
+        ptxas info    : Used 8 registers, used 0 barriers\n";
+    let one = ptxas::Usage {
+        symbol: "one_sm80".into(),
+        registers: 40,
+        spilled_bytes: 16,
+        stack_bytes: 16,
+        shared_bytes: 2048,
+    };
+    let two = ptxas::Usage { symbol: "two_sm80".into(), registers: 8, ..ptxas::Usage::default() };
+    assert_eq!(ptxas::parse(report), [one, two]);
+}
