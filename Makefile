@@ -1,0 +1,38 @@
+# graftwork. `make demo` and `make test` do everything on a fresh machine, set-up included.
+
+CARGO ?= cargo
+JSON ?= target/demo.json
+DEVICE ?=
+
+device_flag = $(if $(DEVICE),--device $(DEVICE))
+graftwork = $(CARGO) run --quiet --release --features cli --bin graftwork --
+
+.PHONY: help demo test bench verify doc cuda
+
+help:
+	@echo "make demo     train LoRA and a linear probe on a frozen trunk, with real images (DEVICE=cuda for the GPU)"
+	@echo "make test     every test; fetches a CUDA compiler into .cuda/ if there is none"
+	@echo "make verify   every op on a device against the CPU reference (DEVICE=...)"
+	@echo "make bench    every op beside its floor (DEVICE=...), and the criterion benches"
+	@echo "make doc      the documentation"
+	@echo "make cuda     only fetch the CUDA compiler"
+
+demo:
+	$(CARGO) build --release --features cli --bin graftwork
+	$(graftwork) finetune --method lora,linear-probe $(device_flag) --out target/demo --json $(JSON)
+
+cuda:
+	@scripts/fetch_nvcc.sh
+
+test: cuda
+	GRAFTWORK_REQUIRE_KERNELS=1 $(CARGO) test --workspace --all-features
+
+verify:
+	$(graftwork) verify $(device_flag)
+
+bench:
+	$(graftwork) bench $(device_flag)
+	$(CARGO) bench
+
+doc:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --all-features --no-deps
