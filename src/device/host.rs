@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Line([u8; 64]);
+pub(crate) struct Line([u8; 64]);
 
 // SAFETY: 1. any bit pattern is a valid array of bytes, all zeros included; 2. size equals alignment, so there is no padding;
 // 3. it holds no reference and no interior mutability.
@@ -20,7 +20,7 @@ unsafe impl bytemuck::Pod for Line {}
 const POOLED_LINES: usize = (64 << 20) / 64;
 
 #[derive(Default)]
-pub(super) struct HostPool {
+pub(crate) struct HostPool {
     free: Mutex<HashMap<usize, Vec<Vec<Line>>>>,
 }
 
