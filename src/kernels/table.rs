@@ -30,4 +30,100 @@ pub struct Row {
     pub max_registers: u32,
 }
 
-pub const FAMILIES: &[Family] = &[];
+/// A portable kernel of 256 threads without dynamic shared memory.
+const fn plain(symbol: &'static str, max_registers: u32) -> Row {
+    Row { symbol, threads: 256, shared_bytes: 0, max_registers }
+}
+
+const ACTIVATION: Family = Family {
+    source: "activation.cu",
+    class: Class::Portable,
+    defines: &[("ACTIVATION_THREADS", 256)],
+    kernels: &[
+        plain("activation_fwd_f32_t256_sm80", 48),
+        plain("activation_fwd_f16_t256_sm80", 48),
+        plain("activation_fwd_bf16_t256_sm80", 48),
+        plain("activation_bwd_f32_t256_sm80", 48),
+        plain("activation_bwd_f16_t256_sm80", 48),
+        plain("activation_bwd_bf16_t256_sm80", 48),
+    ],
+};
+
+const ADAMW: Family = Family {
+    source: "adamw.cu",
+    class: Class::Portable,
+    defines: &[("ADAMW_THREADS", 256), ("ADAMW_MAX_GROUPS", 8)],
+    kernels: &[
+        plain("adamw_norm_f32_t256_sm80", 48),
+        plain("adamw_step_f32_t256_sm80", 56),
+        plain("adamw_step_f16_t256_sm80", 56),
+        plain("adamw_step_bf16_t256_sm80", 56),
+    ],
+};
+
+const COLUMN_SUM: Family = Family {
+    source: "column_sum.cu",
+    class: Class::Portable,
+    defines: &[("COLUMN_SUM_THREADS", 256)],
+    kernels: &[
+        plain("column_sum_fwd_f32_t256_sm80", 48),
+        plain("column_sum_fwd_f16_t256_sm80", 48),
+        plain("column_sum_fwd_bf16_t256_sm80", 48),
+        plain("column_sum_widen_f16_t256_sm80", 48),
+        plain("column_sum_widen_bf16_t256_sm80", 48),
+        plain("column_sum_narrow_f16_t256_sm80", 48),
+        plain("column_sum_narrow_bf16_t256_sm80", 48),
+    ],
+};
+
+const NORM: Family = Family {
+    source: "norm.cu",
+    class: Class::Portable,
+    defines: &[("NORM_THREADS", 256), ("NORM_FORWARD_CHUNKS", 8), ("NORM_BACKWARD_CHUNKS", 4)],
+    kernels: &[
+        plain("norm_fwd_f32_warp_sm80", 96),
+        plain("norm_fwd_f16_warp_sm80", 96),
+        plain("norm_fwd_bf16_warp_sm80", 96),
+        plain("norm_fwd_f32_block_sm80", 96),
+        plain("norm_fwd_f16_block_sm80", 96),
+        plain("norm_fwd_bf16_block_sm80", 96),
+        plain("norm_bwd_f32_warp_sm80", 96),
+        plain("norm_bwd_f16_warp_sm80", 96),
+        plain("norm_bwd_bf16_warp_sm80", 96),
+        plain("norm_bwd_f32_block_sm80", 96),
+        plain("norm_bwd_f16_block_sm80", 96),
+        plain("norm_bwd_bf16_block_sm80", 96),
+        plain("norm_gamma_f32_t256_sm80", 64),
+        plain("norm_gamma_f16_t256_sm80", 64),
+        plain("norm_gamma_bf16_t256_sm80", 64),
+    ],
+};
+
+const POOL: Family = Family {
+    source: "pool.cu",
+    class: Class::Portable,
+    defines: &[("POOL_THREADS", 256)],
+    kernels: &[
+        plain("pool_fwd_f32_t256_sm80", 40),
+        plain("pool_fwd_f16_t256_sm80", 40),
+        plain("pool_fwd_bf16_t256_sm80", 40),
+        plain("pool_bwd_f32_t256_sm80", 40),
+        plain("pool_bwd_f16_t256_sm80", 40),
+        plain("pool_bwd_bf16_t256_sm80", 40),
+    ],
+};
+
+const SCALE_ADD: Family = Family {
+    source: "scale_add.cu",
+    class: Class::Portable,
+    defines: &[("SCALE_ADD_THREADS", 256)],
+    kernels: &[
+        plain("scale_add_fwd_f32_t256_sm80", 40),
+        plain("scale_add_fwd_f16_t256_sm80", 40),
+        plain("scale_add_fwd_bf16_t256_sm80", 40),
+        plain("scale_add_widen_f16_t256_sm80", 40),
+        plain("scale_add_widen_bf16_t256_sm80", 40),
+    ],
+};
+
+pub const FAMILIES: &[Family] = &[ACTIVATION, ADAMW, COLUMN_SUM, NORM, POOL, SCALE_ADD];

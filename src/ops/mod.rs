@@ -1,12 +1,24 @@
 //! The operations. One folder each: `mod.rs` (what it is, validation, the tape), `cpu.rs` (the reference), `gpu.rs` (the plan).
 
+pub mod activation;
+pub mod adamw;
+pub mod column_sum;
 pub mod frozen_linear;
 mod host;
+mod lanes;
 pub mod linear;
 mod math;
+pub mod norm;
+mod plan;
+pub mod pool;
+pub mod scale_add;
 
+pub use activation::{Activation, activation};
 pub use frozen_linear::{LowRank, frozen_linear};
 pub use linear::linear;
+pub use norm::{layer_norm, rms_norm};
+pub use pool::{Pooling, pool};
+pub use scale_add::{scale, scale_add};
 
 use crate::autograd::Tape;
 use crate::error::{Error, Result};

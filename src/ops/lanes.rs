@@ -1,0 +1,68 @@
+//! Sums in a fixed order that vector units can follow.
+
+use super::host::Real;
+
+/// Running sums kept side by side: two of the widest registers for `f32`.
+const LANES: usize = 32;
+
+/// `Σ term(a[i])`: element i goes to running sum `i mod LANES`, and those are then added pairwise. The order depends on the
+/// length alone.
+#[inline(always)]
+pub(crate) fn sum<T: Real>(a: &[T], term: impl Fn(T) -> T) -> T {
+    let mut sums = [T::of(0.0); LANES];
+    let mut chunks = a.chunks_exact(LANES);
+    for chunk in &mut chunks {
+        sums.iter_mut().zip(chunk).for_each(|(s, &v)| *s += term(v));
+    }
+    sums.iter_mut().zip(chunks.remainder()).for_each(|(s, &v)| *s += term(v));
+    fold(sums)
+}
+
+/// `(Σ first, Σ second)` over elements of three equally long slices, ordered as in [`sum`].
+#[inline(always)]
+pub(crate) fn sum_pair<T: Real>(a: &[T], b: &[T], c: &[T], term: impl Fn(T, T, T) -> (T, T)) -> (T, T) {
+    let (mut first, mut second) = ([T::of(0.0); LANES], [T::of(0.0); LANES]);
+    let whole = a.len() / LANES * LANES;
+    let mut add = |a: &[T], b: &[T], c: &[T]| {
+        let sums = first.iter_mut().zip(second.iter_mut());
+        for ((((s, t), &a), &b), &c) in sums.zip(a).zip(b).zip(c) {
+            let (u, v) = term(a, b, c);
+            *s += u;
+            *t += v;
+        }
+    };
+    let chunks = a.chunks_exact(LANES).zip(b.chunks_exact(LANES)).zip(c.chunks_exact(LANES));
+    chunks.for_each(|((a, b), c)| add(a, b, c));
+    add(&a[whole..], &b[whole..], &c[whole..]);
+    (fold(first), fold(second))
+}
+
+#[inline(always)]
+fn fold<T: Real>(mut sums: [T; LANES]) -> T {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            let upper = sums[i + half];
+            sums[i] += upper;
+        }
+        half /= 2;
+    }
+    sums[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::integers;
+
+    #[test]
+    fn every_length_is_summed_whole() {
+        for len in [0, 1, 3, 31, 32, 33, 64, 100] {
+            let v = integers("lanes", len, 9);
+            let plain: f32 = v.iter().sum();
+            assert_eq!(sum(&v, |x| x), plain);
+            let squares: f32 = v.iter().map(|x| x * x).sum();
+            assert_eq!(sum_pair(&v, &v, &v, |a, b, c| (a * b, c)), (squares, plain));
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The reference: one row at a time, which stays in the first-level cache between its passes.
+
+use super::{Desc, Kind, OP, Statistics};
+use crate::autograd::Target;
+use crate::error::Result;
+use crate::ops::column_sum::ordered;
+use crate::ops::host::{In, Out, Real, for_rows};
+use crate::ops::lanes;
+use crate::tensor::Tensor;
+
+pub fn forward<T: Real>(
+    desc: &Desc,
+    x: &Tensor,
+    (gamma, beta): (&Tensor, Option<&Tensor>),
+    statistics: Statistics,
+    y: &Tensor,
+) -> Result<()> {
+    let x = In::<T>::of(OP, x)?;
+    if let Statistics::Written(stored) = statistics {
+        measure(desc, &x, &mut Out::<T>::of(OP, stored)?);
+    }
+    let stored = In::<T>::of(OP, statistics.tensor())?;
+    let gamma = In::<T>::of(OP, gamma)?;
+    let beta = beta.map(|b| In::<T>::of(OP, b)).transpose()?;
+    let mut out = Out::<T>::of(OP, y)?;
+    let (x, gamma, beta): (&[T], &[T], Option<&[T]>) = (&x, &gamma, beta.as_deref());
+    for_rows(
+        &mut out,
+        desc.d,
+        #[inline(always)]
+        |i, row| {
+            let (mean, rho) = of_row(desc.kind, &stored, i);
+            let values = row.iter_mut().zip(&x[i * desc.d..]).zip(gamma);
+            match beta {
+                Some(beta) => values.zip(beta).for_each(|(((o, &x), &g), &b)| *o = (x - mean) * rho * g + b),
+                None => values.for_each(|((o, &x), &g)| *o = (x - mean) * rho * g),
+            }
+        },
+    );
+    out.finish()
+}
+
+/// Writes μ and ρ (ρ alone for RMS) of every row. The mean square deviation is taken from the mean already known: the
+/// difference of two squares would cancel.
+fn measure<T: Real>(desc: &Desc, x: &[T], stored: &mut [T]) {
+    let (d, count, eps) = (desc.d, T::of(desc.d as f64), T::of(desc.eps));
+    let one = T::of(1.0);
+    for_measured(
+        stored,
+        desc,
+        #[inline(always)]
+        |i, stored| {
+            let row = &x[i * d..(i + 1) * d];
+            match desc.kind {
+                Kind::Layer => {
+                    let mean = lanes::sum(row, |v| v) / count;
+                    let variance = lanes::sum(row, |v| (v - mean) * (v - mean)) / count;
+                    stored[0] = mean;
+                    stored[1] = one / (variance + eps).sqrt();
+                }
+                Kind::Rms => stored[0] = one / (lanes::sum(row, |v| v * v) / count + eps).sqrt(),
+            }
+        },
+    );
+}
+
+/// Rows of statistics are short but stand for rows of x, so that they are grouped by the latter's length.
+fn for_measured<T: Real>(stored: &mut [T], desc: &Desc, body: impl Fn(usize, &mut [T]) + Sync) {
+    use rayon::prelude::*;
+    let width = desc.kind.statistics();
+    let rows = (16 * 1024 / desc.d).max(1);
+    let group = |(block, part): (usize, &mut [T])| {
+        crate::ops::host::vectorised(
+            #[inline(always)]
+            || part.chunks_mut(width).enumerate().for_each(|(i, s)| body(block * rows + i, s)),
+        )
+    };
+    if desc.m <= 2 * rows {
+        stored.chunks_mut(width * rows).enumerate().for_each(group);
+    } else {
+        stored.par_chunks_mut(width * rows).enumerate().for_each(group);
+    }
+}
+
+/// μ (0 for RMS) and ρ of row i.
+#[inline(always)]
+fn of_row<T: Real>(kind: Kind, stored: &[T], i: usize) -> (T, T) {
+    match kind {
+        Kind::Layer => (stored[2 * i], stored[2 * i + 1]),
+        Kind::Rms => (T::of(0.0), stored[i]),
+    }
+}
+
+pub fn input_gradient<T: Real>(
+    desc: &Desc,
+    dy: &Tensor,
+    x: &Tensor,
+    statistics: &Tensor,
+    gamma: &Tensor,
+    target: &Target,
+) -> Result<()> {
+    let (dy, x) = (In::<T>::of(OP, dy)?, In::<T>::of(OP, x)?);
+    let (stored, gamma) = (In::<T>::of(OP, statistics)?, In::<T>::of(OP, gamma)?);
+    let mut out = Out::<T>::into(OP, target)?;
+    let (dy, x, gamma): (&[T], &[T], &[T]) = (&dy, &x, &gamma);
+    let (d, count) = (desc.d, T::of(desc.d as f64));
+    for_rows(
+        &mut out,
+        d,
+        #[inline(always)]
+        |i, row| {
+            let (mean, rho) = of_row(desc.kind, &stored, i);
+            let (dy, x) = (&dy[i * d..(i + 1) * d], &x[i * d..(i + 1) * d]);
+            let (sum, along) = lanes::sum_pair(dy, x, gamma, |dy, x, g| (dy * g, dy * g * ((x - mean) * rho)));
+            let centre = match desc.kind {
+                Kind::Layer => sum / count,
+                Kind::Rms => T::of(0.0),
+            };
+            let along = along / count;
+            let dx = |dy: T, x: T, g: T| rho * (dy * g - centre - (x - mean) * rho * along);
+            let values = row.iter_mut().zip(dy).zip(x).zip(gamma);
+            if target.accumulate {
+                values.for_each(|(((o, &dy), &x), &g)| *o += dx(dy, x, g));
+            } else {
+                values.for_each(|(((o, &dy), &x), &g)| *o = dx(dy, x, g));
+            }
+        },
+    );
+    out.finish()
+}
+
+pub fn gamma_gradient<T: Real>(
+    desc: &Desc,
+    dy: &Tensor,
+    x: &Tensor,
+    statistics: &Tensor,
+    target: &Target,
+) -> Result<()> {
+    let (dy, x, stored) = (In::<T>::of(OP, dy)?, In::<T>::of(OP, x)?, In::<T>::of(OP, statistics)?);
+    let mut out = Out::<T>::into(OP, target)?;
+    let (dy, x): (&[T], &[T]) = (&dy, &x);
+    ordered(
+        desc.m,
+        &mut out,
+        target.accumulate,
+        T::of(1.0),
+        #[inline(always)]
+        |row, first, sums| {
+            let (mean, rho) = of_row(desc.kind, &stored, row);
+            let at = row * desc.d + first;
+            let values = sums.iter_mut().zip(&dy[at..]).zip(&x[at..]);
+            values.for_each(|((s, &dy), &x)| *s += dy * ((x - mean) * rho));
+        },
+    );
+    out.finish()
+}

@@ -1,0 +1,59 @@
+//! The reference: one pass, a row of z at a time.
+
+use super::{Desc, OP};
+use crate::error::Result;
+use crate::ops::host::{In, Out, Real, for_rows};
+use crate::tensor::Tensor;
+
+/// Elements that one step of the loop takes.
+const CHUNK: usize = 2048;
+
+pub fn run<T: Real>(desc: &Desc, base: Option<&Tensor>, z: &Tensor, y: &Tensor) -> Result<()> {
+    let z = In::<T>::of(OP, z)?;
+    let (z, s): (&[T], T) = (&z, T::of(desc.scale));
+    let Some(base) = base else {
+        let mut out = Out::<T>::of(OP, y)?;
+        for_rows(
+            &mut out,
+            CHUNK,
+            #[inline(always)]
+            |i, row| row.iter_mut().zip(&z[i * CHUNK..]).for_each(|(o, &z)| *o = s * z),
+        );
+        return out.finish();
+    };
+    if base.buffer().id() == y.buffer().id() {
+        let mut out = Out::<T>::adding(OP, y)?;
+        for_rows(
+            &mut out,
+            CHUNK,
+            #[inline(always)]
+            |i, row| row.iter_mut().zip(&z[i * CHUNK..]).for_each(|(o, &z)| *o += s * z),
+        );
+        return out.finish();
+    }
+    let base = In::<T>::of(OP, base)?;
+    let mut out = Out::<T>::of(OP, y)?;
+    let x: &[T] = &base;
+    if desc.outer == 1 {
+        for_rows(
+            &mut out,
+            CHUNK,
+            #[inline(always)]
+            |i, row| {
+                let (x, z) = (&x[i * CHUNK..], &z[i * CHUNK..]);
+                row.iter_mut().zip(x).zip(z).for_each(|((o, &x), &z)| *o = x + s * z);
+            },
+        );
+    } else {
+        for_rows(
+            &mut out,
+            desc.inner,
+            #[inline(always)]
+            |i, row| {
+                let x = &x[i * desc.inner..];
+                row.iter_mut().zip(x).zip(z).for_each(|((o, &x), &z)| *o = x + s * z);
+            },
+        );
+    }
+    out.finish()
+}
