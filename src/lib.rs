@@ -4,6 +4,7 @@ pub mod autograd;
 pub mod device;
 pub mod dtype;
 pub mod error;
+pub mod format;
 pub mod kernels;
 pub mod ops;
 pub mod rng;

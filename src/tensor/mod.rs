@@ -278,7 +278,8 @@ impl Tensor {
         self.buffer.write(op, self.layout.offset * self.dtype.size(), self.byte_len())
     }
 
-    fn set_bytes(&self, data: &[u8]) -> Result<()> {
+    /// Replaces all elements by raw ones, row-major.
+    pub(crate) fn set_bytes(&self, data: &[u8]) -> Result<()> {
         self.require_contiguous("overwrite", "tensor")?;
         if data.len() != self.byte_len() {
             let size = self.dtype.size();

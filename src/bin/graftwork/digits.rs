@@ -1,0 +1,88 @@
+//! The UCI handwritten digits that ship with the repository, and the split that everyone uses: within each class, in file order,
+//! every fifth image is held out.
+
+use std::path::Path;
+
+use graftwork::format::safetensors::SafeTensors;
+use graftwork::rng::Stream;
+use graftwork::{Device, Error, Result, Tensor};
+
+pub const SIDE: usize = 8;
+
+pub struct Digits {
+    pub train: Samples,
+    pub test: Samples,
+}
+
+/// Images scaled to [-1, 1] and labels counted from the first class asked for.
+#[derive(Default)]
+pub struct Samples {
+    pixels: Vec<f32>,
+    labels: Vec<i64>,
+}
+
+impl Digits {
+    /// The images of `classes` from `digits.safetensors` in `dir`.
+    pub fn load(dir: &Path, classes: std::ops::Range<u8>) -> Result<Self> {
+        let path = dir.join("digits.safetensors");
+        if !path.exists() {
+            let reason = "not found; run from the repository's root or pass --data DIR";
+            return Err(Error::File { path, reason: reason.into() });
+        }
+        let file = SafeTensors::open(&path)?;
+        let images = file.tensor("images", &Device::cpu())?;
+        let labels: Vec<u8> = file.tensor("labels", &Device::cpu())?.to_vec()?;
+        if images.dims() != [labels.len(), SIDE, SIDE] {
+            let reason = format!("`images` has shape {:?}, expected [{}, {SIDE}, {SIDE}]", images.dims(), labels.len());
+            return Err(Error::File { path, reason });
+        }
+        let images: Vec<u8> = images.to_vec()?;
+        let mut digits = Digits { train: Samples::default(), test: Samples::default() };
+        let mut seen = [0usize; 256];
+        for (image, &label) in images.chunks_exact(SIDE * SIDE).zip(&labels) {
+            let index = seen[usize::from(label)];
+            seen[usize::from(label)] += 1;
+            if classes.contains(&label) {
+                let part = if index % 5 == 4 { &mut digits.test } else { &mut digits.train };
+                part.pixels.extend(image.iter().map(|&p| f32::from(p) / 8.0 - 1.0));
+                part.labels.push(i64::from(label - classes.start));
+            }
+        }
+        Ok(digits)
+    }
+}
+
+/// One batch on a device: pixels `[b, 1, 8, 8]`, targets `[b]`.
+pub struct Batch {
+    pub pixels: Tensor,
+    pub targets: Tensor,
+}
+
+impl Samples {
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    pub fn labels(&self) -> &[i64] {
+        &self.labels
+    }
+
+    pub fn batch(&self, indices: &[usize], device: &Device, dtype: graftwork::DType) -> Result<Batch> {
+        let size = SIDE * SIDE;
+        let pixels: Vec<f32> =
+            indices.iter().flat_map(|&i| &self.pixels[i * size..(i + 1) * size]).copied().collect();
+        let targets: Vec<i64> = indices.iter().map(|&i| self.labels[i]).collect();
+        Ok(Batch {
+            pixels: Tensor::from_f32(device, &[indices.len(), 1, SIDE, SIDE], &pixels, dtype)?,
+            targets: Tensor::from_slice(device, &[indices.len()], &targets)?,
+        })
+    }
+
+    /// The order in which epoch `epoch` visits the samples: a function of (seed, epoch) alone, so a resumed run needs no state.
+    pub fn order(&self, seed: u64, epoch: u64) -> Vec<usize> {
+        let stream = Stream::named(seed, epoch as u32, "data order");
+        let mut order: Vec<usize> = (0..self.len()).collect();
+        order.sort_by_key(|&i| (stream.bits(i as u64), i));
+        order
+    }
+}

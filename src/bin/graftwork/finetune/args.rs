@@ -1,0 +1,255 @@
+//! The options of `finetune`, and the recipe they add up to.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use graftwork::adapters::{LoraConfig, Targets};
+use graftwork::optim::{Decay, Schedule};
+use graftwork::{DType, Error, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::device;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    Lora,
+    LinearProbe,
+}
+
+impl Method {
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Lora => "lora",
+            Method::LinearProbe => "linear-probe",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Recompute {
+    /// Keep what backward needs
+    None,
+    /// Keep each block's input and run the block again in backward
+    Blocks,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DecayArg {
+    Constant,
+    Linear,
+    Cosine,
+}
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// What learns; several methods, separated by commas, are trained one after another and compared
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "lora")]
+    pub method: Vec<Method>,
+    /// Rank of each LoRA, 1 to 256
+    #[arg(long, default_value_t = 8)]
+    pub rank: usize,
+    /// LoRA's alpha; the update is scaled by alpha / rank [default: twice the rank]
+    #[arg(long)]
+    pub alpha: Option<f64>,
+    /// Scale by alpha / √rank instead
+    #[arg(long)]
+    pub rslora: bool,
+    /// Dropout on the input of each LoRA, in [0, 1)
+    #[arg(long, default_value_t = 0.0)]
+    pub dropout: f64,
+    /// Modules that get a LoRA: names separated by commas, all-linear, or regex:PATTERN
+    #[arg(long, default_value = "q_proj,v_proj")]
+    pub targets: String,
+    /// Passes over the training images [default: 60, unless --steps is given]
+    #[arg(long)]
+    pub epochs: Option<u64>,
+    /// Stop after this many optimizer steps, counted from the run's start: a resumed run goes on to it
+    #[arg(long)]
+    pub steps: Option<u64>,
+    /// Images in a micro-batch
+    #[arg(long, default_value_t = 32)]
+    pub batch: usize,
+    /// Micro-batches whose gradients add up to one step
+    #[arg(long, default_value_t = 1)]
+    pub accumulate: usize,
+    /// Peak learning rate
+    #[arg(long, default_value_t = 3e-3)]
+    pub lr: f64,
+    /// Decay after the warm-up [default: cosine over --epochs; constant when only --steps is given]
+    #[arg(long, value_enum)]
+    pub schedule: Option<DecayArg>,
+    /// Steps of linear warm-up
+    #[arg(long, default_value_t = 20)]
+    pub warmup: u64,
+    #[arg(long, default_value_t = 0.01)]
+    pub weight_decay: f64,
+    /// Largest global norm of the gradient; 0 turns clipping off
+    #[arg(long, default_value_t = 1.0)]
+    pub clip: f64,
+    /// Seed of starting values, data order and dropout
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// What the forward pass computes in: f32, f16, bf16 (parameters are kept in f32)
+    #[arg(long, default_value = "f32")]
+    pub dtype: String,
+    /// What backward recomputes instead of keeping
+    #[arg(long, value_enum, default_value = "none")]
+    pub recompute: Recompute,
+    /// Where the adapter and the checkpoints go
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Write a checkpoint to --out every N steps
+    #[arg(long, value_name = "N")]
+    pub save_every: Option<u64>,
+    /// Go on from the newest checkpoint in DIR, with the options it was started with
+    #[arg(long, value_name = "DIR")]
+    pub resume: Option<PathBuf>,
+    #[arg(long, help = format!("Where to run: {} [default: a GPU if there is one]", device::HELP))]
+    pub device: Option<String>,
+    /// Directory of the frozen trunk: config.json and model.safetensors
+    #[arg(long, value_name = "DIR", default_value = "data/digits/trunk")]
+    pub trunk: PathBuf,
+    /// Directory of digits.safetensors
+    #[arg(long, value_name = "DIR", default_value = "data/digits")]
+    pub data: PathBuf,
+    /// Write the report as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// Everything that decides what a run computes. Part of every checkpoint; a resumed run must have the same.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    pub method: Method,
+    pub rank: usize,
+    pub alpha: f64,
+    pub rslora: bool,
+    pub dropout: f64,
+    pub targets: String,
+    pub batch: usize,
+    pub accumulate: usize,
+    pub weight_decay: f64,
+    pub clip: f64,
+    pub seed: u64,
+    pub dtype: String,
+    pub recompute: Recompute,
+    /// How the run was to end; not part of what must agree, since a resumed run may go further.
+    #[serde(skip)]
+    pub epochs: Option<u64>,
+    #[serde(skip)]
+    pub steps: Option<u64>,
+    #[serde(skip)]
+    pub lr: f64,
+    #[serde(skip)]
+    pub warmup: u64,
+    #[serde(skip)]
+    pub decay: Option<Decay>,
+}
+
+const DEFAULT_EPOCHS: u64 = 60;
+
+impl Args {
+    pub fn recipe(&self, method: Method) -> Result<Recipe> {
+        let bad = |argument, expected: &str, got: String| Error::Value {
+            op: "finetune",
+            argument,
+            expected: expected.into(),
+            got,
+        };
+        let dtype: DType = self.dtype.parse()?;
+        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
+            return Err(bad("dtype", "f32, f16 or bf16", self.dtype.clone()));
+        }
+        if self.batch == 0 {
+            return Err(bad("batch", "at least 1", "0".into()));
+        }
+        if self.accumulate == 0 {
+            return Err(bad("accumulate", "at least 1", "0".into()));
+        }
+        if self.save_every == Some(0) {
+            return Err(bad("save-every", "at least 1", "0".into()));
+        }
+        if self.save_every.is_some() && self.out.is_none() {
+            return Err(bad("save-every", "--out DIR to write to", "no --out".into()));
+        }
+        if !(self.clip.is_finite() && self.clip >= 0.0) {
+            return Err(bad("clip", "a finite number, 0 or more", self.clip.to_string()));
+        }
+        if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
+            return Err(bad("weight-decay", "a finite number, 0 or more", self.weight_decay.to_string()));
+        }
+        let recipe = Recipe {
+            method,
+            rank: self.rank,
+            alpha: self.alpha.unwrap_or(2.0 * self.rank as f64),
+            rslora: self.rslora,
+            dropout: self.dropout,
+            targets: self.targets.clone(),
+            batch: self.batch,
+            accumulate: self.accumulate,
+            weight_decay: self.weight_decay,
+            clip: self.clip,
+            seed: self.seed,
+            dtype: self.dtype.clone(),
+            recompute: self.recompute,
+            epochs: self.epochs,
+            steps: self.steps,
+            lr: self.lr,
+            warmup: self.warmup,
+            decay: self.schedule.map(|d| match d {
+                DecayArg::Constant => Decay::Constant,
+                DecayArg::Linear => Decay::Linear,
+                DecayArg::Cosine => Decay::Cosine,
+            }),
+        };
+        recipe.lora()?;
+        Ok(recipe)
+    }
+}
+
+impl Recipe {
+    pub fn lora(&self) -> Result<LoraConfig> {
+        Ok(LoraConfig {
+            rank: self.rank,
+            alpha: self.alpha,
+            rslora: self.rslora,
+            dropout: self.dropout,
+            targets: Targets::parse(&self.targets)?,
+            ..LoraConfig::default()
+        })
+    }
+
+    pub fn dtype(&self) -> Result<DType> {
+        self.dtype.parse()
+    }
+
+    /// Optimizer steps of one pass over `samples` images.
+    pub fn steps_per_epoch(&self, samples: usize) -> u64 {
+        samples.div_ceil(self.batch * self.accumulate) as u64
+    }
+
+    /// The step to stop at: the smaller of what --steps and --epochs ask for.
+    pub fn last_step(&self, samples: usize) -> u64 {
+        let by_epochs = |epochs: u64| epochs.saturating_mul(self.steps_per_epoch(samples));
+        match (self.steps, self.epochs) {
+            (Some(steps), Some(epochs)) => steps.min(by_epochs(epochs)),
+            (Some(steps), None) => steps,
+            (None, epochs) => by_epochs(epochs.unwrap_or(DEFAULT_EPOCHS)),
+        }
+    }
+
+    /// The schedule of a run that starts now. Its horizon is --epochs if given, else --steps; a run with --steps alone keeps its rate
+    /// constant, so that it can be resumed to a later step and be the same run.
+    pub fn schedule(&self, samples: usize) -> Result<Schedule> {
+        let only_steps = self.steps.is_some() && self.epochs.is_none();
+        let decay = self.decay.unwrap_or(if only_steps { Decay::Constant } else { Decay::Cosine });
+        let horizon = match (self.epochs, self.steps) {
+            (None, Some(steps)) => steps,
+            (epochs, _) => epochs.unwrap_or(DEFAULT_EPOCHS).saturating_mul(self.steps_per_epoch(samples)),
+        };
+        let warmup = if decay == Decay::Constant { self.warmup } else { self.warmup.min(horizon) };
+        Schedule::new(self.lr, decay, warmup, horizon)
+    }
+}

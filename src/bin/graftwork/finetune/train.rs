@@ -1,0 +1,185 @@
+//! The training loop.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use graftwork::autograd::{Grads, Tape, Var};
+use graftwork::ops::{CrossEntropyOptions, cross_entropy};
+use graftwork::optim::{AdamW, AdamWConfig, Schedule};
+use graftwork::{Result, Tensor};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::args::{Recipe, Recompute};
+use super::resume;
+use super::setup::Model;
+use crate::digits::{Digits, Samples};
+
+pub struct Trainer<'a> {
+    pub model: Model,
+    pub recipe: Recipe,
+    pub schedule: Schedule,
+    pub optimizer: AdamW,
+    pub losses: Vec<f32>,
+    pub step: u64,
+    train: &'a Samples,
+    grads: Grads,
+    peak_bytes: usize,
+}
+
+/// How a call of [`Trainer::run`] went.
+pub struct Trained {
+    pub seconds: f64,
+    /// Steps of this call; a resumed run has more behind it.
+    pub steps: u64,
+    pub retained_peak_bytes: usize,
+    pub interrupted: bool,
+}
+
+/// Set by Ctrl-C, looked at between steps.
+pub struct Interrupt(Arc<AtomicBool>);
+
+impl Interrupt {
+    pub fn install() -> Self {
+        let flag = Arc::new(AtomicBool::new(false));
+        let seen = flag.clone();
+        // A second Ctrl-C ends the process at once. Where no handler can be set, Ctrl-C does so from the start.
+        let _ = ctrlc::set_handler(move || {
+            if seen.swap(true, Ordering::SeqCst) {
+                std::process::exit(i32::from(super::INTERRUPTED));
+            }
+        });
+        Interrupt(flag)
+    }
+
+    fn asked(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl<'a> Trainer<'a> {
+    pub fn start(model: Model, recipe: Recipe, digits: &'a Digits) -> Result<Self> {
+        let schedule = recipe.schedule(digits.train.len())?;
+        let config = AdamWConfig {
+            weight_decay: recipe.weight_decay,
+            clip_norm: (recipe.clip > 0.0).then_some(recipe.clip),
+            ..AdamWConfig::default()
+        };
+        let optimizer = AdamW::new(config, &model.params)?;
+        let grads = Grads::zeros(&model.params)?;
+        Ok(Trainer {
+            model,
+            recipe,
+            schedule,
+            optimizer,
+            losses: Vec::new(),
+            step: 0,
+            train: &digits.train,
+            grads,
+            peak_bytes: 0,
+        })
+    }
+
+    /// Steps until the recipe says stop, or Ctrl-C does. Checkpoints go to `out`.
+    pub fn run(&mut self, out: Option<&Path>, save_every: Option<u64>, interrupt: &Interrupt) -> Result<Trained> {
+        let first = self.step;
+        let last = self.recipe.last_step(self.train.len());
+        let bar = progress(first, last);
+        let start = Instant::now();
+        let mut interrupted = false;
+        let mut saved_at = None;
+        while self.step < last {
+            let loss = self.one_step()?;
+            bar.set_message(format!("loss {loss:.4}"));
+            bar.inc(1);
+            interrupted = interrupt.asked();
+            if let Some(dir) = out
+                && save_every.is_some_and(|n| self.step.is_multiple_of(n))
+            {
+                resume::save(dir, self)?;
+                saved_at = Some(self.step);
+            }
+            if interrupted {
+                break;
+            }
+        }
+        self.model.trunk.device().synchronize()?;
+        let seconds = start.elapsed().as_secs_f64();
+        bar.finish();
+        if let Some(dir) = out
+            && saved_at != Some(self.step)
+            && (save_every.is_some() || interrupted)
+        {
+            resume::save(dir, self)?;
+        }
+        if interrupted {
+            let place = out.map_or("no --out, so nothing was saved".into(), |d| format!("saved in {}", d.display()));
+            eprintln!("interrupted at step {}: {place}", self.step);
+        }
+        let steps = self.step - first;
+        Ok(Trained { seconds, steps, retained_peak_bytes: self.peak_bytes, interrupted })
+    }
+
+    /// One optimizer step over `accumulate` micro-batches, each loss divided by the images of them all.
+    fn one_step(&mut self) -> Result<f32> {
+        let indices = self.indices(self.step);
+        let mut loss = 0.0;
+        for (i, part) in indices.chunks(self.recipe.batch).enumerate() {
+            let micro_step = self.step * self.recipe.accumulate as u64 + i as u64;
+            loss += self.micro_batch(part, indices.len(), micro_step)?;
+        }
+        if self.step == 0 {
+            self.grads.audit()?.require_learning()?;
+        }
+        self.optimizer.step(&self.model.params, &self.grads, self.schedule.lr_at(self.step))?;
+        self.step += 1;
+        self.losses.push(loss);
+        Ok(loss)
+    }
+
+    fn micro_batch(&mut self, indices: &[usize], whole: usize, micro_step: u64) -> Result<f32> {
+        let mut tape = Tape::training(&self.model.params, self.recipe.seed, micro_step as u32)
+            .recompute_blocks(self.recipe.recompute == Recompute::Blocks);
+        let loss = self.loss(&mut tape, indices, whole)?;
+        let done = tape.backward(&loss, &mut self.grads)?;
+        self.peak_bytes = self.peak_bytes.max(done.ledger.peak_bytes());
+        Ok(loss.tensor().to_scalar()? as f32)
+    }
+
+    fn loss(&self, tape: &mut Tape, indices: &[usize], whole: usize) -> Result<Var> {
+        let batch = self.train.batch(indices, self.model.trunk.device(), self.model.trunk.dtype())?;
+        let logits = self.model.trunk.forward(tape, &Var::constant(batch.pixels))?;
+        let options = CrossEntropyOptions { denominator: Some(whole as u64), ..CrossEntropyOptions::default() };
+        cross_entropy(tape, &logits, &batch.targets, &options)
+    }
+
+    /// The images of one step. An epoch's last step takes what is left.
+    fn indices(&self, step: u64) -> Vec<usize> {
+        let per_epoch = self.recipe.steps_per_epoch(self.train.len()).max(1);
+        let each = self.recipe.batch * self.recipe.accumulate;
+        let at = (step % per_epoch) as usize * each;
+        let order = self.train.order(self.recipe.seed, step / per_epoch);
+        order[at..(at + each).min(order.len())].to_vec()
+    }
+
+    /// What an autograd that tracks every weight would keep of one full micro-batch, by the same ledger.
+    pub fn bytes_if_all_tracked(&self) -> Result<usize> {
+        let mut tape = Tape::accounting(&self.model.params);
+        let indices: Vec<usize> = (0..self.recipe.batch.min(self.train.len())).collect();
+        self.loss(&mut tape, &indices, indices.len())?;
+        Ok(tape.ledger().peak_bytes())
+    }
+
+    pub fn moments(&self) -> (&Tensor, &Tensor) {
+        self.optimizer.moments()
+    }
+}
+
+fn progress(first: u64, last: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:40} step {pos}/{len}  {per_sec}  {msg}  eta {eta}");
+    let bar = ProgressBar::new(last).with_position(first);
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.reset_eta();
+    bar
+}

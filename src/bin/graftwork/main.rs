@@ -1,0 +1,50 @@
+//! `graftwork`: doctor, finetune, verify, bench.
+
+mod bench;
+mod device;
+mod digits;
+mod doctor;
+mod finetune;
+mod output;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "graftwork",
+    version,
+    about = "Trains small adapters on frozen models.",
+    after_help = "First steps:\n  graftwork doctor                     what this machine has\n  graftwork finetune                   adapt the shipped trunk to digits it has never seen\n  graftwork verify                     every kernel against the CPU reference\n  graftwork bench                      every op beside its floor"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Say which devices, driver and kernels are here
+    Doctor(doctor::Args),
+    /// Train adapters on a frozen model, with a progress bar and a result table
+    Finetune(finetune::Args),
+    /// Hold every op on a device against the CPU reference; exits with 1 on a failure
+    Verify(verify::Args),
+    /// Time every op beside its floor and its baseline
+    Bench(bench::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Finetune(args) => finetune::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Bench(args) => bench::run(&args),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("graftwork: {error}");
+        ExitCode::from(2)
+    })
+}

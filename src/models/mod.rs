@@ -1,0 +1,3 @@
+//! Small frozen trunks, loaded from safetensors.
+
+pub mod vit;

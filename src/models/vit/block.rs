@@ -1,0 +1,50 @@
+//! One pre-norm transformer block: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
+
+use super::Norm;
+use crate::adapters::AdaptedLinear;
+use crate::autograd::{Segment, Tape, Var};
+use crate::error::Result;
+use crate::ops::{Activation, AttentionOptions, activation, attention, scale_add};
+
+#[derive(Clone, Debug)]
+pub(super) struct Block {
+    pub norm_before: Norm,
+    pub q: AdaptedLinear,
+    pub k: AdaptedLinear,
+    pub v: AdaptedLinear,
+    pub o: AdaptedLinear,
+    pub norm_after: Norm,
+    pub fc1: AdaptedLinear,
+    pub fc2: AdaptedLinear,
+    pub heads: usize,
+    pub activation: Activation,
+}
+
+impl Block {
+    pub fn linears(&mut self) -> [&mut AdaptedLinear; 6] {
+        [&mut self.q, &mut self.k, &mut self.v, &mut self.o, &mut self.fc1, &mut self.fc2]
+    }
+
+    pub fn frozen_linears(&self) -> [&AdaptedLinear; 6] {
+        [&self.q, &self.k, &self.v, &self.o, &self.fc1, &self.fc2]
+    }
+}
+
+impl Segment for Block {
+    fn forward(&self, tape: &mut Tape, x: &Var) -> Result<Var> {
+        let normed = self.norm_before.forward(tape, x)?;
+        let q = self.q.forward(tape, &normed)?;
+        let k = self.k.forward(tape, &normed)?;
+        let v = self.v.forward(tape, &normed)?;
+        let options = AttentionOptions { heads: self.heads, ..AttentionOptions::default() };
+        let mixed = attention(tape, &q, &k, &v, &options)?;
+        let mixed = self.o.forward(tape, &mixed)?;
+        let x = scale_add(tape, x, &mixed, 1.0)?;
+
+        let normed = self.norm_after.forward(tape, &x)?;
+        let wide = self.fc1.forward(tape, &normed)?;
+        let wide = activation(tape, &wide, self.activation)?;
+        let narrow = self.fc2.forward(tape, &wide)?;
+        scale_add(tape, &x, &narrow, 1.0)
+    }
+}
