@@ -106,10 +106,10 @@ def main():
     option("--weight-decay", 0.05, "AdamW's, on matrices only")
     option("--label-smoothing", 0.1, "of the cross-entropy")
     option("--shift", 1.0, "largest move in pixels, each way")
-    option("--degrees", 12.0, "largest turn")
-    option("--scale", 0.12, "largest relative stretch and shear")
+    option("--degrees", 20.0, "largest turn")
+    option("--scale", 0.25, "largest relative stretch and shear")
     option("--noise", 0.1, "largest relative change of ink; half of it is the deviation of the pixel noise")
-    option("--threads", 2, "of the processor")
+    option("--threads", 1, "of the processor; another number adds in another order and gives other weights")
     args = parser.parse_args()
 
     logging.disable_progress_bar()
