@@ -2,39 +2,13 @@
 
 use std::fmt;
 
-use super::{AdaptedLinear, Trunk};
+use super::{AdaptedLinear, Slot, Trunk};
 use crate::error::{Error, Result};
+use crate::format::peft::{Matcher, Modules, PeftConfig};
 
-/// Which modules an adapter goes to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Targets {
-    /// A module matches a name when its path is that name or ends in `.name`, as in PEFT.
-    Names(Vec<String>),
-    /// A regular expression that must match the whole path, as in PEFT.
-    Regex(String),
-    /// Every linear but those that learn as a whole.
-    AllLinear,
-}
-
-impl Targets {
-    /// `q_proj,v_proj`, `all-linear`, or `regex:…`, as on the command line.
-    pub fn parse(text: &str) -> Result<Self> {
-        if text == "all-linear" {
-            return Ok(Targets::AllLinear);
-        }
-        if let Some(pattern) = text.strip_prefix("regex:") {
-            return Ok(Targets::Regex(pattern.to_string()));
-        }
-        let names: Vec<String> = text.split(',').map(|t| t.trim().to_string()).filter(|t| !t.is_empty()).collect();
-        if names.is_empty() {
-            return Err(Error::value("targets", "names", "q_proj,v_proj or all-linear or regex:…", text));
-        }
-        Ok(Targets::Names(names))
-    }
-}
-
+/// A path matches a name that is the path itself, or its last parts.
 pub(super) fn path_matches(path: &str, name: &str) -> bool {
-    path == name || path.strip_suffix(name).is_some_and(|front| front.ends_with('.'))
+    path.strip_suffix(name).is_some_and(|front| front.is_empty() || front.ends_with('.'))
 }
 
 /// One adapted module.
@@ -70,85 +44,40 @@ impl fmt::Display for AttachReport {
     }
 }
 
-/// Calls `adapt` on every linear that `targets` picks. No match at all is an error that lists what there is.
+/// Calls `adapt` on every linear that the configuration targets, by PEFT's rules. No match at all is an error that lists what there is.
 pub(super) fn for_targets(
     trunk: &mut dyn Trunk,
-    targets: &Targets,
-    mut adapt: impl FnMut(&mut AdaptedLinear) -> Result<Attached>,
+    config: &PeftConfig,
+    mut adapt: impl FnMut(&mut AdaptedLinear, &Matcher) -> Result<Attached>,
 ) -> Result<AttachReport> {
-    let picker = Picker::new(targets)?;
+    let matcher = Matcher::new(config)?;
     let mut report = AttachReport::default();
-    let mut used = vec![false; picker.patterns.len()];
-    for linear in trunk.linears()? {
-        if picker.picks(linear, &mut used) {
-            report.attached.push(adapt(linear)?);
+    let linears = trunk.linears()?;
+    let last = linears.len().saturating_sub(1);
+    for (i, linear) in linears.into_iter().enumerate() {
+        let output_layer = i == last && config.target_modules == Modules::AllLinear;
+        let whole = matches!(linear.slot(), Slot::Dense { .. });
+        if matcher.targets(linear.name()) && !output_layer && !whole {
+            report.attached.push(adapt(linear, &matcher)?);
         } else {
             report.untouched_modules.push(linear.name().to_string());
         }
     }
+    let patterns = patterns(config);
     if report.attached.is_empty() {
-        return Err(Error::NoMatch { patterns: picker.patterns, available: report.untouched_modules.join(", ") });
+        return Err(Error::NoMatch { patterns, available: report.untouched_modules.join(", ") });
     }
-    report.unmatched_patterns =
-        picker.patterns.into_iter().zip(used).filter_map(|(pattern, used)| (!used).then_some(pattern)).collect();
+    if let Modules::Names(names) = &config.target_modules {
+        let unused = |name: &&String| !report.attached.iter().any(|a| path_matches(&a.module, name));
+        report.unmatched_patterns = names.iter().filter(unused).cloned().collect();
+    }
     Ok(report)
 }
 
-struct Picker {
-    patterns: Vec<String>,
-    regex: Option<regex_lite::Regex>,
-    all: bool,
-}
-
-impl Picker {
-    fn new(targets: &Targets) -> Result<Self> {
-        let (patterns, regex, all) = match targets {
-            Targets::Names(names) => (names.clone(), None, false),
-            Targets::AllLinear => (vec!["all-linear".to_string()], None, true),
-            Targets::Regex(pattern) => {
-                let whole = regex_lite::Regex::new(&format!("^(?:{pattern})$"))
-                    .map_err(|e| Error::value("targets", "regex", "a regular expression", format!("{pattern}: {e}")))?;
-                (vec![pattern.clone()], Some(whole), false)
-            }
-        };
-        Ok(Picker { patterns, regex, all })
-    }
-
-    fn picks(&self, linear: &AdaptedLinear, used: &mut [bool]) -> bool {
-        let learns_whole = matches!(linear.slot(), super::Slot::Dense { .. });
-        let mut picked = false;
-        for (pattern, used) in self.patterns.iter().zip(used) {
-            let hit = match &self.regex {
-                Some(regex) => regex.is_match(linear.name()),
-                None if self.all => !learns_whole,
-                None => path_matches(linear.name(), pattern),
-            };
-            *used |= hit;
-            picked |= hit;
-        }
-        picked
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_match_whole_path_components() {
-        assert!(path_matches("vit.layers.0.attention.q_proj", "q_proj"));
-        assert!(path_matches("vit.layers.0.attention.q_proj", "attention.q_proj"));
-        assert!(path_matches("q_proj", "q_proj"));
-        assert!(!path_matches("vit.layers.0.attention.xq_proj", "q_proj"));
-        assert!(!path_matches("vit.layers.0.mlp.fc1", "fc"));
-    }
-
-    #[test]
-    fn targets_parse_from_text() {
-        assert_eq!(Targets::parse("q, v").unwrap(), Targets::Names(vec!["q".into(), "v".into()]));
-        assert_eq!(Targets::parse("all-linear").unwrap(), Targets::AllLinear);
-        assert_eq!(Targets::parse("regex:.*fc[12]").unwrap(), Targets::Regex(".*fc[12]".into()));
-        assert!(Targets::parse(" , ").is_err());
-        assert!(Picker::new(&Targets::Regex("(".into())).is_err());
+fn patterns(config: &PeftConfig) -> Vec<String> {
+    match &config.target_modules {
+        Modules::Names(names) => names.clone(),
+        Modules::Pattern(pattern) => vec![pattern.clone()],
+        Modules::AllLinear => vec!["all-linear".into()],
     }
 }

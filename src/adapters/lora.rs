@@ -4,10 +4,11 @@
 //! `s = α/r`, or `α/√r` with rsLoRA (Kalajdzievski, "A rank stabilization scaling factor for fine-tuning with LoRA", 2023).
 //! Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021; defaults and names as in PEFT.
 
-use super::attach::{AttachReport, Attached, Targets, for_targets, path_matches};
+use super::attach::{AttachReport, Attached, for_targets};
 use super::{Slot, Trunk};
 use crate::autograd::{Tape, Var};
 use crate::error::{Error, Result};
+use crate::format::peft::{Modules, PeftConfig};
 use crate::ops::frozen_linear::MAX_RANK;
 use crate::ops::{LowRank, frozen_linear};
 use crate::rng::Stream;
@@ -39,8 +40,8 @@ pub struct LoraConfig {
     /// Scale by `α/√r` instead of `α/r`.
     pub rslora: bool,
     pub dropout: f64,
-    pub targets: Targets,
-    /// Rank of modules whose path ends in the name (or matches it as a regular expression), in place of `rank`.
+    pub targets: Modules,
+    /// Rank of the modules that a pattern matches, in place of `rank`; the first that matches counts.
     pub rank_pattern: Vec<(String, usize)>,
     pub alpha_pattern: Vec<(String, f64)>,
 }
@@ -52,63 +53,101 @@ impl Default for LoraConfig {
             alpha: 8.0,
             rslora: false,
             dropout: 0.0,
-            targets: Targets::Names(vec!["q_proj".into(), "v_proj".into()]),
+            targets: Modules::Names(vec!["q_proj".into(), "v_proj".into()]),
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
         }
     }
 }
 
+/// Targets from text: `q_proj,v_proj`, `all-linear`, or `regex:…` for an expression that must match a whole module path.
+pub fn parse_targets(text: &str) -> Result<Modules> {
+    if text == "all-linear" {
+        return Ok(Modules::AllLinear);
+    }
+    if let Some(pattern) = text.strip_prefix("regex:") {
+        return Ok(Modules::Pattern(pattern.to_string()));
+    }
+    let names: Vec<String> = text.split(',').map(|t| t.trim().to_string()).filter(|t| !t.is_empty()).collect();
+    if names.is_empty() {
+        return Err(Error::value("targets", "names", "q_proj,v_proj or all-linear or regex:…", format!("{text:?}")));
+    }
+    Ok(Modules::Names(names))
+}
+
 impl LoraConfig {
-    /// Puts a LoRA on every linear that the targets pick and declares its parameters: `<module>.lora_A`, `<module>.lora_B`.
+    /// The same as adapter files say it. `modules_to_save` are the layers that learn as a whole beside it.
+    pub fn to_peft(&self, modules_to_save: &[&str]) -> PeftConfig {
+        PeftConfig {
+            r: self.rank,
+            lora_alpha: self.alpha,
+            lora_dropout: self.dropout,
+            use_rslora: self.rslora,
+            rank_pattern: self.rank_pattern.clone(),
+            alpha_pattern: self.alpha_pattern.clone(),
+            modules_to_save: modules_to_save.iter().map(|m| m.to_string()).collect(),
+            ..PeftConfig::new(self.targets.clone())
+        }
+    }
+
+    /// Puts a LoRA on every linear that the targets pick and declares its parameters: `<module>.lora_A`, `<module>.lora_B`. Layers that
+    /// learn as a whole already are left alone.
     ///
     /// # Errors
     /// [`Error::NoMatch`] when nothing matches; [`Error::Value`] for a rank outside 1..=256, an alpha that is not finite, a dropout
     /// outside [0, 1).
     pub fn attach(&self, trunk: &mut dyn Trunk, params: &mut ParamSetBuilder) -> Result<AttachReport> {
-        self.validate()?;
-        for_targets(trunk, &self.targets, |linear| {
-            let module = linear.name().to_string();
-            let rank = pick(&self.rank_pattern, &module).unwrap_or(self.rank);
-            let alpha = pick(&self.alpha_pattern, &module).unwrap_or(self.alpha);
-            let (n, k) = (linear.weight().n(), linear.weight().k());
-            let a = params.add(format!("{module}.lora_A"), &[rank, k], Init::KaimingUniform { fan_in: k })?;
-            let b = params.add(format!("{module}.lora_B"), &[n, rank], Init::Zeros)?;
-            params.first_gradient_may_vanish(a);
-            let site = Stream::named(0, 0, &module).site;
-            linear.set_slot(Slot::Lora(Lora { a, b, scale: self.scale(rank, alpha), dropout: self.dropout, site }));
-            Ok(Attached { module, rank, params: rank * (n + k) })
-        })
-    }
-
-    fn scale(&self, rank: usize, alpha: f64) -> f64 {
-        if self.rslora { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 }
-    }
-
-    fn validate(&self) -> Result<()> {
-        const OP: &str = "lora";
-        for rank in self.rank_pattern.iter().map(|(_, r)| *r).chain([self.rank]) {
-            if rank == 0 || rank > MAX_RANK {
-                return Err(Error::value(OP, "rank", format!("1 to {MAX_RANK}"), rank));
-            }
-        }
-        for alpha in self.alpha_pattern.iter().map(|(_, a)| *a).chain([self.alpha]) {
-            if !alpha.is_finite() {
-                return Err(Error::value(OP, "alpha", "a finite number", alpha));
-            }
-        }
-        if !(0.0..1.0).contains(&self.dropout) {
-            return Err(Error::value(OP, "dropout", "a probability in [0, 1)", self.dropout));
-        }
-        Ok(())
+        attach(&self.to_peft(&[]), trunk, params)
     }
 }
 
-/// The first pattern that fits: PEFT tries `(^|.*\.)name$`, the name being a regular expression.
-fn pick<T: Copy>(patterns: &[(String, T)], module: &str) -> Option<T> {
-    let fits = |name: &str| {
-        path_matches(module, name)
-            || regex_lite::Regex::new(&format!(r"^(?:.*\.)?(?:{name})$")).is_ok_and(|r| r.is_match(module))
-    };
-    patterns.iter().find(|(name, _)| fits(name)).map(|(_, value)| *value)
+pub(super) fn attach(
+    config: &PeftConfig,
+    trunk: &mut dyn Trunk,
+    params: &mut ParamSetBuilder,
+) -> Result<AttachReport> {
+    validate(config)?;
+    for_targets(trunk, config, |linear, matcher| {
+        let module = linear.name().to_string();
+        let rank = matcher.rank(&module);
+        let (n, k) = (linear.weight().n(), linear.weight().k());
+        let a = params.add(format!("{module}.lora_A"), &[rank, k], Init::KaimingUniform { fan_in: k })?;
+        let b = params.add(format!("{module}.lora_B"), &[n, rank], Init::Zeros)?;
+        params.first_gradient_may_vanish(a);
+        let site = Stream::named(0, 0, &module).site;
+        let lora = Lora { a, b, scale: matcher.scale(&module), dropout: config.lora_dropout, site };
+        linear.set_slot(Slot::Lora(lora));
+        Ok(Attached { module, rank, params: rank * (n + k) })
+    })
+}
+
+fn validate(config: &PeftConfig) -> Result<()> {
+    const OP: &str = "lora";
+    for rank in config.rank_pattern.iter().map(|(_, r)| *r).chain([config.r]) {
+        if rank == 0 || rank > MAX_RANK {
+            return Err(Error::value(OP, "rank", format!("1 to {MAX_RANK}"), rank));
+        }
+    }
+    for alpha in config.alpha_pattern.iter().map(|(_, a)| *a).chain([config.lora_alpha]) {
+        if !alpha.is_finite() {
+            return Err(Error::value(OP, "alpha", "a finite number", alpha));
+        }
+    }
+    if !(0.0..1.0).contains(&config.lora_dropout) {
+        return Err(Error::value(OP, "dropout", "a probability in [0, 1)", config.lora_dropout));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_parse_from_text() {
+        assert_eq!(parse_targets("q, v").unwrap(), Modules::Names(vec!["q".into(), "v".into()]));
+        assert_eq!(parse_targets("all-linear").unwrap(), Modules::AllLinear);
+        assert_eq!(parse_targets("regex:.*fc[12]").unwrap(), Modules::Pattern(".*fc[12]".into()));
+        assert!(parse_targets(" , ").is_err());
+    }
 }

@@ -10,7 +10,7 @@ use crate::autograd::Var;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::format::peft::vit_disk_name;
+use crate::format::peft::vit_names::to_old;
 use crate::format::safetensors::SafeTensors;
 use crate::tensor::{FrozenWeight, Tensor};
 
@@ -73,7 +73,7 @@ impl Loader<'_> {
     fn linear(&self, path: &str, n: usize, k: usize) -> Result<AdaptedLinear> {
         let weight = FrozenWeight::new(self.tensor(&format!("{path}.weight"), &[n, k])?)?;
         let bias = format!("{path}.bias");
-        let has_bias = [bias.clone(), vit_disk_name(&bias)].iter().any(|name| self.file.info(name).is_some());
+        let has_bias = self.file.contains(&bias) || self.file.contains(&to_old(&bias));
         let bias = if has_bias { Some(self.vector(&bias, &[n])?) } else { None };
         Ok(AdaptedLinear::new(path, weight, bias))
     }
@@ -83,8 +83,8 @@ impl Loader<'_> {
     }
 
     fn tensor(&self, name: &str, dims: &[usize]) -> Result<Tensor> {
-        let on_disk = vit_disk_name(name);
-        let stored = if self.file.info(&on_disk).is_some() { on_disk.as_str() } else { name };
+        let on_disk = to_old(name);
+        let stored: &str = if self.file.contains(&on_disk) { &on_disk } else { name };
         let cpu = Device::cpu();
         let tensor = self.file.tensor(stored, &cpu)?;
         if tensor.dims() != dims {

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use graftwork::adapters::{LoraConfig, Targets};
+use graftwork::adapters::{LoraConfig, parse_targets};
+use graftwork::format::peft::{Modules, PeftConfig};
 use graftwork::optim::{Decay, Schedule};
 use graftwork::{DType, Error, Result};
 use serde::{Deserialize, Serialize};
@@ -216,8 +217,19 @@ impl Recipe {
             alpha: self.alpha,
             rslora: self.rslora,
             dropout: self.dropout,
-            targets: Targets::parse(&self.targets)?,
+            targets: parse_targets(&self.targets)?,
             ..LoraConfig::default()
+        })
+    }
+
+    /// As adapter files say it. A linear probe targets no module and saves the classifier.
+    pub fn peft(&self) -> Result<PeftConfig> {
+        Ok(match self.method {
+            Method::Lora => self.lora()?.to_peft(&["classifier"]),
+            Method::LinearProbe => PeftConfig {
+                modules_to_save: vec!["classifier".into()],
+                ..PeftConfig::new(Modules::Names(Vec::new()))
+            },
         })
     }
 

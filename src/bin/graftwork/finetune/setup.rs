@@ -40,9 +40,9 @@ pub fn build(trunk: &Path, recipe: &Recipe, device: &Device) -> Result<Model> {
 pub fn reload(trunk: &Path, dir: &Path, recipe: &Recipe, device: &Device) -> Result<Model> {
     let dtype = recipe.dtype()?;
     let mut trunk = Vit::load(trunk, device, dtype)?;
-    let params = graftwork::adapters::load_adapter(&mut trunk, dir, device, dtype)?;
+    let (params, report) = graftwork::adapters::load_adapter(&mut trunk, dir, device, dtype)?;
     let total_params = trunk.frozen_numel() + params.numel();
-    Ok(Model { trunk, params, total_params, summary: format!("adapter of {}", dir.display()) })
+    Ok(Model { trunk, params, total_params, summary: report.to_string() })
 }
 
 impl Model {
@@ -64,10 +64,6 @@ impl Model {
     }
 
     pub fn save_adapter(&self, dir: &Path, recipe: &Recipe) -> Result<()> {
-        let lora = match recipe.method {
-            Method::Lora => Some(recipe.lora()?),
-            Method::LinearProbe => None,
-        };
-        graftwork::adapters::save_adapter(dir, lora.as_ref(), &self.params)
+        graftwork::adapters::save_adapter(dir, &recipe.peft()?, &self.params)
     }
 }
