@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 
 /// What a transaction is about to do to the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     Create,
     Write,
     Sync,
@@ -33,7 +33,7 @@ enum Step {
 }
 
 /// Asked before each step: tests answer with an error to stand for a full disk or a crash there.
-trait Gate {
+pub(super) trait Gate {
     fn pass(&self, step: Step) -> io::Result<()>;
 }
 
@@ -77,7 +77,7 @@ impl<'g> Transaction<'g> {
         Transaction { home: dir.to_path_buf(), kind: Kind::Files(Vec::new()), gate }
     }
 
-    fn begin_directory(path: &Path, gate: &'g dyn Gate) -> Result<Self> {
+    pub(super) fn begin_directory(path: &Path, gate: &'g dyn Gate) -> Result<Self> {
         if path.file_name().is_none() {
             return Err(Error::file(path, "does not end in a directory's name"));
         }
@@ -278,32 +278,33 @@ fn sync_dir(path: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::cell::Cell;
+/// Refuses step number `at`; with `dead`, every later one too, as after a crash.
+pub(super) struct Faulty {
+    at: usize,
+    dead: bool,
+    pub seen: std::cell::Cell<usize>,
+}
 
+#[cfg(test)]
+impl Faulty {
+    pub fn new(at: usize, dead: bool) -> Self {
+        Faulty { at, dead, seen: Default::default() }
+    }
+}
+
+#[cfg(test)]
+impl Gate for Faulty {
+    fn pass(&self, _: Step) -> io::Result<()> {
+        let n = self.seen.replace(self.seen.get() + 1);
+        let refused = if self.dead { n >= self.at } else { n == self.at };
+        if refused { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
     use super::super::scratch::Scratch;
     use super::*;
-
-    /// Refuses step number `at`; with `dead`, every later one too, as after a crash.
-    struct Faulty {
-        at: usize,
-        dead: bool,
-        seen: Cell<usize>,
-    }
-
-    impl Faulty {
-        fn new(at: usize, dead: bool) -> Self {
-            Faulty { at, dead, seen: Cell::new(0) }
-        }
-    }
-
-    impl Gate for Faulty {
-        fn pass(&self, _: Step) -> io::Result<()> {
-            let n = self.seen.replace(self.seen.get() + 1);
-            let refused = if self.dead { n >= self.at } else { n == self.at };
-            if refused { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
-        }
-    }
 
     fn write_pair(path: &Path, value: &str, gate: &dyn Gate) -> Result<()> {
         let mut transaction = Transaction::begin_directory(path, gate)?;
