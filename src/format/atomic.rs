@@ -217,8 +217,13 @@ impl Sink<'_> {
     }
 }
 
-/// Replaces one file.
-pub fn write_file(path: &Path, body: impl FnOnce(&mut Sink<'_>) -> Result<()>) -> Result<()> {
+/// Replaces one file by these bytes.
+pub fn write_file(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
+    write_with(path, |sink| sink.write(bytes.as_ref()))
+}
+
+/// Replaces one file by what `body` writes.
+pub fn write_with(path: &Path, body: impl FnOnce(&mut Sink<'_>) -> Result<()>) -> Result<()> {
     let name = path.file_name().and_then(|n| n.to_str());
     let name = name.ok_or_else(|| Error::file(path, "does not end in a file name of valid UTF-8"))?;
     let mut transaction = Transaction::files(parent(path));
@@ -385,7 +390,7 @@ mod tests {
         for at in 0..8 {
             let scratch = Scratch::new(&format!("file-{at}"));
             let path = scratch.path().join("f");
-            write_file(&path, |sink| sink.write(b"old")).unwrap();
+            write_file(&path, "old").unwrap();
             let gate = Faulty::new(at, false);
             let mut transaction = Transaction::begin_files(scratch.path(), &gate);
             let written = transaction.add("f", |sink| sink.write(b"new"));
@@ -404,13 +409,13 @@ mod tests {
     fn errors_name_the_path_and_the_reason() {
         let scratch = Scratch::new("errors");
         let file = scratch.path().join("file");
-        write_file(&file, |sink| sink.write(b"x")).unwrap();
+        write_file(&file, "x").unwrap();
         let below = file.join("below");
-        let error = write_file(&below, |sink| sink.write(b"x")).unwrap_err().to_string();
+        let error = write_file(&below, "x").unwrap_err().to_string();
         assert!(error.contains("file/below"), "{error}");
         assert!(Transaction::directory(&below).is_err());
         assert!(Transaction::directory(Path::new("/")).is_err());
-        let error = write_file(&file, |_| Err(Error::file(&file, "no"))).unwrap_err();
+        let error = write_with(&file, |_| Err(Error::file(&file, "no"))).unwrap_err();
         assert!(matches!(error, Error::File { .. }));
         assert_eq!(fs::read(&file).unwrap(), b"x");
         assert_eq!(scratch.names(), ["file"]);

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use header::{DTYPES, METADATA};
 pub use header::{Header, MAX_DIMS, MAX_HEADER, MAX_TENSORS, TensorInfo};
 
-use super::atomic::{Sink, write_file};
+use super::atomic::{Sink, write_with};
 use super::json::Json;
 use super::{file_len, short};
 use crate::device::Device;
@@ -101,7 +101,7 @@ pub fn write<'a>(
     metadata: &BTreeMap<String, String>,
 ) -> Result<()> {
     let tensors: Vec<_> = tensors.into_iter().collect();
-    write_file(path, |sink| write_into(sink, path, tensors, metadata))
+    write_with(path, |sink| write_into(sink, path, tensors, metadata))
 }
 
 /// The same into a file of a transaction. `path` serves the messages alone.
