@@ -78,8 +78,11 @@ impl Layout {
             return Err(Error::value("slice", "range", expected, format!("{start}..{start}+{len}")));
         }
         let mut out = self.clone();
-        out.offset += start * self.strides[dim];
         out.dims[dim] = len;
+        // A view of nothing stays where it is: moved, it could point past its buffer.
+        if out.numel() > 0 {
+            out.offset += start * self.strides[dim];
+        }
         Ok(out)
     }
 
@@ -124,6 +127,13 @@ mod tests {
         assert!(checked_numel("t", &[1 << 62], 4).is_err());
         assert_eq!(checked_numel("t", &[usize::MAX, 0], 4).unwrap(), 0);
         assert_eq!(checked_numel("t", &[], 4).unwrap(), 1);
+    }
+
+    #[test]
+    fn empty_slices_stay_inside_their_buffer() {
+        assert_eq!(Layout::contiguous(&[3, 0]).slice(0, 1, 2).unwrap().end(), 0);
+        let column = Layout::contiguous(&[3, 2]).slice(1, 1, 1).unwrap();
+        assert!(column.slice(0, 3, 0).unwrap().end() <= 6);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 
 /// What a transaction is about to do to the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     Create,
     Write,
     Sync,
@@ -33,7 +33,7 @@ enum Step {
 }
 
 /// Asked before each step: tests answer with an error to stand for a full disk or a crash there.
-trait Gate {
+pub(super) trait Gate {
     fn pass(&self, step: Step) -> io::Result<()>;
 }
 
@@ -77,7 +77,7 @@ impl<'g> Transaction<'g> {
         Transaction { home: dir.to_path_buf(), kind: Kind::Files(Vec::new()), gate }
     }
 
-    fn begin_directory(path: &Path, gate: &'g dyn Gate) -> Result<Self> {
+    pub(super) fn begin_directory(path: &Path, gate: &'g dyn Gate) -> Result<Self> {
         if path.file_name().is_none() {
             return Err(Error::file(path, "does not end in a directory's name"));
         }
@@ -217,8 +217,13 @@ impl Sink<'_> {
     }
 }
 
-/// Replaces one file.
-pub fn write_file(path: &Path, body: impl FnOnce(&mut Sink<'_>) -> Result<()>) -> Result<()> {
+/// Replaces one file by these bytes.
+pub fn write_file(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
+    write_with(path, |sink| sink.write(bytes.as_ref()))
+}
+
+/// Replaces one file by what `body` writes.
+pub fn write_with(path: &Path, body: impl FnOnce(&mut Sink<'_>) -> Result<()>) -> Result<()> {
     let name = path.file_name().and_then(|n| n.to_str());
     let name = name.ok_or_else(|| Error::file(path, "does not end in a file name of valid UTF-8"))?;
     let mut transaction = Transaction::files(parent(path));
@@ -278,32 +283,33 @@ fn sync_dir(path: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::cell::Cell;
+/// Refuses step number `at`; with `dead`, every later one too, as after a crash.
+pub(super) struct Faulty {
+    at: usize,
+    dead: bool,
+    pub seen: std::cell::Cell<usize>,
+}
 
+#[cfg(test)]
+impl Faulty {
+    pub fn new(at: usize, dead: bool) -> Self {
+        Faulty { at, dead, seen: Default::default() }
+    }
+}
+
+#[cfg(test)]
+impl Gate for Faulty {
+    fn pass(&self, _: Step) -> io::Result<()> {
+        let n = self.seen.replace(self.seen.get() + 1);
+        let refused = if self.dead { n >= self.at } else { n == self.at };
+        if refused { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
     use super::super::scratch::Scratch;
     use super::*;
-
-    /// Refuses step number `at`; with `dead`, every later one too, as after a crash.
-    struct Faulty {
-        at: usize,
-        dead: bool,
-        seen: Cell<usize>,
-    }
-
-    impl Faulty {
-        fn new(at: usize, dead: bool) -> Self {
-            Faulty { at, dead, seen: Cell::new(0) }
-        }
-    }
-
-    impl Gate for Faulty {
-        fn pass(&self, _: Step) -> io::Result<()> {
-            let n = self.seen.replace(self.seen.get() + 1);
-            let refused = if self.dead { n >= self.at } else { n == self.at };
-            if refused { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
-        }
-    }
 
     fn write_pair(path: &Path, value: &str, gate: &dyn Gate) -> Result<()> {
         let mut transaction = Transaction::begin_directory(path, gate)?;
@@ -384,7 +390,7 @@ mod tests {
         for at in 0..8 {
             let scratch = Scratch::new(&format!("file-{at}"));
             let path = scratch.path().join("f");
-            write_file(&path, |sink| sink.write(b"old")).unwrap();
+            write_file(&path, "old").unwrap();
             let gate = Faulty::new(at, false);
             let mut transaction = Transaction::begin_files(scratch.path(), &gate);
             let written = transaction.add("f", |sink| sink.write(b"new"));
@@ -403,13 +409,13 @@ mod tests {
     fn errors_name_the_path_and_the_reason() {
         let scratch = Scratch::new("errors");
         let file = scratch.path().join("file");
-        write_file(&file, |sink| sink.write(b"x")).unwrap();
+        write_file(&file, "x").unwrap();
         let below = file.join("below");
-        let error = write_file(&below, |sink| sink.write(b"x")).unwrap_err().to_string();
+        let error = write_file(&below, "x").unwrap_err().to_string();
         assert!(error.contains("file/below"), "{error}");
         assert!(Transaction::directory(&below).is_err());
         assert!(Transaction::directory(Path::new("/")).is_err());
-        let error = write_file(&file, |_| Err(Error::file(&file, "no"))).unwrap_err();
+        let error = write_with(&file, |_| Err(Error::file(&file, "no"))).unwrap_err();
         assert!(matches!(error, Error::File { .. }));
         assert_eq!(fs::read(&file).unwrap(), b"x");
         assert_eq!(scratch.names(), ["file"]);

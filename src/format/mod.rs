@@ -5,7 +5,7 @@
 //! written here goes through [`atomic`]: after a crash at any point the old file or the new one is there, whole.
 
 pub mod atomic;
-//pub mod checkpoint;
+pub mod checkpoint;
 mod json;
 pub mod peft;
 pub mod safetensors;

@@ -96,8 +96,7 @@ impl PeftConfig {
     }
 
     pub fn save(&self, path: &Path) -> Result<()> {
-        let bytes = self.to_bytes(path)?;
-        atomic::write_file(path, |sink| sink.write(&bytes))
+        atomic::write_file(path, self.to_bytes(path)?)
     }
 
     /// As written to `adapter_config.json`. `path` serves the messages alone.

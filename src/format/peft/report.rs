@@ -38,7 +38,7 @@ impl LoadReport {
         Err(Error::AdapterMismatch { path: path.to_path_buf(), report: self.to_string() })
     }
 
-    pub(super) fn misshapen(&mut self, name: &str, expected: impl fmt::Display, got: &[usize]) {
+    pub(in crate::format) fn misshapen(&mut self, name: &str, expected: impl fmt::Display, got: &[usize]) {
         self.misshapen.push(Misshapen { name: name.into(), expected: expected.to_string(), got: got.to_vec() });
     }
 }
