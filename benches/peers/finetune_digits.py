@@ -1,7 +1,7 @@
 """The digits job in PyTorch and PEFT: adapt the trunk pretrained on 0 to 4 so that it tells 5 to 9 apart, and time it.
 
     python benches/peers/finetune_digits.py                                      # LoRA, rank 8, on the queries and values
-    python benches/peers/finetune_digits.py --targets all-linear --rank 4
+    python benches/peers/finetune_digits.py --targets all-linear --rank 4 --alpha 8
     python benches/peers/finetune_digits.py --method linear-probe
     python benches/peers/finetune_digits.py --seeds 0 1 2 3 4 --no-timing --json accuracy.json
     python benches/peers/finetune_digits.py --no-accuracy                        # only the steps per second
