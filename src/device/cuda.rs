@@ -260,8 +260,8 @@ struct Aligned([MaybeUninit<u8>; MAX_PARAMS]);
 /// Puts one launch on the stream.
 ///
 /// # Safety
-/// 1. `function` is loaded in the current context; 2. `spec` has passed its check, so that its parameters are as long as the kernel
-/// reads; 3. every address in them is valid when the kernel runs.
+/// `function` is loaded in the current context, `spec` has passed its check (so that its parameters are as long as the kernel reads),
+/// and every address in them is valid when the kernel runs.
 unsafe fn start(
     function: sys::CUfunction,
     spec: &LaunchSpec,
