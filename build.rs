@@ -114,14 +114,15 @@ fn present(compiled: &[Compiled]) -> String {
             );
         }
     }
-    code.push_str("];\n");
+    let sizes: Vec<u32> = compiled.iter().flat_map(|m| m.param_bytes.iter().copied()).collect();
+    let _ = writeln!(code, "];\npub(super) static PARAM_BYTES: &[u32] = &{sizes:?};");
     code
 }
 
 fn absent(reason: &str) -> String {
     format!(
         "pub(super) const MISSING: Option<&str> = Some({reason:?});\npub(super) static IMAGES: &[Image] = &[];\n\
-         pub(super) static RESOURCES: &[Resources] = &[];\n"
+         pub(super) static RESOURCES: &[Resources] = &[];\npub(super) static PARAM_BYTES: &[u32] = &[];\n"
     )
 }
 

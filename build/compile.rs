@@ -1,7 +1,7 @@
 //! Runs nvcc: one PTX per family, one cubin per architecture from that PTX, several families at a time, and only those whose
 //! sources, headers, flags or compiler have changed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,6 +23,8 @@ pub struct Job {
 
 pub struct Compiled {
     pub ptx: PathBuf,
+    /// Size of each kernel's argument, in the order of the table's rows.
+    pub param_bytes: Vec<u32>,
     pub cubins: Vec<Cubin>,
 }
 
@@ -138,7 +140,8 @@ fn bring_up_to_date(job: &Job, nvcc: &Path, version: &str, warnings: &mut Vec<St
         let path = job.output(&format!("sm_{arch}.cubin"));
         Ok(Cubin { arch: arch.clone(), path, usage: ptxas::parse(&report) })
     });
-    Ok(Compiled { ptx, cubins: cubins.collect::<Result<_, String>>()? })
+    let param_bytes = check_symbols(job, &ptx)?;
+    Ok(Compiled { ptx, param_bytes, cubins: cubins.collect::<Result<_, String>>()? })
 }
 
 /// What the outputs were made from: the recipe, and a hash of every file that went in. `None` if any of them, or an output, is gone.
@@ -161,28 +164,37 @@ fn dependencies(rule: &Path) -> Vec<String> {
     files.split_whitespace().filter(|f| f.starts_with("kernels/")).map(String::from).collect()
 }
 
-/// The entry points of the PTX must be those of the table, no more and no fewer.
-fn check_symbols(job: &Job, ptx: &Path) -> Result<(), String> {
+/// Size of each kernel's argument. The entry points of the PTX must be those of the table, no more and no fewer, and each takes one
+/// struct by value.
+fn check_symbols(job: &Job, ptx: &Path) -> Result<Vec<u32>, String> {
     let text = fs::read_to_string(ptx).map_err(|e| format!("{}: {e}", ptx.display()))?;
-    let has: BTreeSet<&str> = text
-        .lines()
-        .filter_map(|line| line.split_once(".entry "))
-        .map(|(_, rest)| rest.trim().trim_end_matches('(').trim())
-        .collect();
+    // `.visible .entry symbol(`, then a line for each argument; a struct is `.param .align 8 .b8 symbol_param_0[64]`.
+    let mut has: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
+    let mut arguments = None;
+    for line in text.lines().map(str::trim) {
+        if let Some((_, rest)) = line.split_once(".entry ") {
+            arguments = Some(has.entry(rest.trim_end_matches('(').trim()).or_default());
+        } else if let (Some(sizes), true) = (&mut arguments, line.starts_with(".param ")) {
+            let size = line.contains(" .b8 ").then(|| line.split(['[', ']']).nth(1)?.parse().ok()).flatten();
+            sizes.push(size.unwrap_or(0));
+        } else if line.starts_with('{') {
+            arguments = None;
+        }
+    }
     let wants: BTreeSet<&str> = job.family.kernels.iter().map(|row| row.symbol).collect();
-    let list = |symbols: BTreeSet<&&str>| symbols.into_iter().copied().collect::<Vec<_>>().join(", ");
-    let (missing, extra) = (list(wants.difference(&has).collect()), list(has.difference(&wants).collect()));
-    if missing.is_empty() && extra.is_empty() {
-        return Ok(());
+    let missing: Vec<&str> = wants.iter().filter(|symbol| !has.contains_key(*symbol)).copied().collect();
+    let extra: Vec<&str> = has.keys().filter(|symbol| !wants.contains(*symbol)).copied().collect();
+    if !missing.is_empty() || !extra.is_empty() {
+        return Err(format!(
+            "{} and the kernel table (src/kernels/table.rs) disagree; in the table alone: {missing:?}; in the source alone: {extra:?}",
+            job.source()
+        ));
     }
-    let mut message = format!("{} and the kernel table (src/kernels/table.rs) disagree", job.source());
-    if !missing.is_empty() {
-        message += &format!("; in the table alone: {missing}");
-    }
-    if !extra.is_empty() {
-        message += &format!("; in the source alone: {extra}");
-    }
-    Err(message)
+    let one_struct = |symbol: &str| match has[symbol][..] {
+        [size] if size > 0 => Ok(size),
+        _ => Err(format!("{}: {symbol} must take one struct, by value", job.source())),
+    };
+    job.family.kernels.iter().map(|row| one_struct(row.symbol)).collect()
 }
 
 /// Runs nvcc and returns what it printed.

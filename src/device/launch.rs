@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::KernelId;
 
 /// One kernel launch as plain data: built by an op's `gpu.rs`, testable with no GPU.
@@ -15,6 +15,64 @@ pub struct LaunchSpec {
     /// Dynamic shared memory in bytes, beyond what the kernel declares statically.
     pub shared_bytes: u32,
     pub params: Params,
+}
+
+/// The largest parameters that a kernel can have on every GPU and driver we serve.
+pub const MAX_PARAMS: usize = 4096;
+
+impl LaunchSpec {
+    /// Holds the launch against what the kernel was compiled for. Every launcher calls this first, so that what a GPU would refuse is
+    /// refused where there is none, too.
+    ///
+    /// # Errors
+    /// [`Error::Launch`] with the reason.
+    pub fn check(&self) -> Result<()> {
+        let row = self.kernel.row();
+        let refuse = |reason: String| Err(Error::Launch { kernel: row.symbol, reason });
+        let [x, y, z] = self.grid;
+        if x == 0 || y == 0 || z == 0 || x > i32::MAX as u32 || y > 65535 || z > 65535 {
+            return refuse(format!("a grid of {:?}; from 1 to [2147483647, 65535, 65535] is possible", self.grid));
+        }
+        let threads = self.block.iter().try_fold(1u32, |product, &b| product.checked_mul(b));
+        if threads.is_none_or(|t| t == 0 || t > row.threads) || self.block[2] > 64 {
+            return refuse(format!("a block of {:?}; it is compiled for {} threads", self.block, row.threads));
+        }
+        let cluster = self.cluster.iter().try_fold(1u32, |product, &c| product.checked_mul(c));
+        let divides = || self.grid.iter().zip(self.cluster).all(|(&g, c)| g.is_multiple_of(c));
+        if cluster.is_none_or(|c| c == 0 || c > 8) || !divides() {
+            return refuse(format!("clusters of {:?} in a grid of {:?}", self.cluster, self.grid));
+        }
+        if self.shared_bytes > row.shared_bytes {
+            return refuse(format!(
+                "{} bytes of shared memory; the table allows {}",
+                self.shared_bytes, row.shared_bytes
+            ));
+        }
+        let got = self.params.bytes().len();
+        if got > MAX_PARAMS {
+            return refuse(format!("parameters of {got} bytes; {MAX_PARAMS} are possible"));
+        }
+        match self.kernel.param_bytes() {
+            Some(wanted) if wanted as usize != got => {
+                refuse(format!("parameters of {got} bytes; it was compiled for {wanted}"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What a GPU says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GpuInfo {
+    /// As the driver calls it.
+    pub name: String,
+    /// Compute capability times ten: 80, 90.
+    pub capability: u32,
+    /// Newest CUDA version that the driver knows: (13, 0).
+    pub driver_version: (u32, u32),
+    pub multiprocessors: u32,
+    pub free_bytes: usize,
+    pub total_bytes: usize,
 }
 
 /// Launches in order. The few that one op needs stay on the stack.
@@ -62,6 +120,10 @@ pub trait Launcher: Send + Sync {
     fn zero(&self, address: u64, bytes: usize) -> Result<()>;
     fn launch(&self, spec: &LaunchSpec) -> Result<()>;
     fn synchronize(&self) -> Result<()>;
+    /// What the hardware says of itself; `None` where there is none.
+    fn gpu_info(&self) -> Result<Option<GpuInfo>> {
+        Ok(None)
+    }
     /// The specs launched so far, where the launcher keeps them (`trace`).
     fn recorded(&self) -> Vec<LaunchSpec> {
         Vec::new()

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicIsize, Ordering};
 
 pub use buffer::{Buffer, HostRead, HostWrite};
 pub(crate) use gemm::{Mat, MatMut, Product, gemm};
-pub use launch::{LaunchSpec, Launcher, Params, Plan};
+pub use launch::{GpuInfo, LaunchSpec, Launcher, Params, Plan};
 
 use crate::error::{Error, Result};
 use host::HostPool;
@@ -138,6 +138,11 @@ impl Device {
     /// Bytes of all live buffers of this device (mapped files excluded).
     pub fn allocated_bytes(&self) -> usize {
         self.0.allocated.load(Ordering::Relaxed).max(0) as usize
+    }
+
+    /// What the GPU says of itself; `None` for the CPU and for what only stands for a GPU.
+    pub fn gpu_info(&self) -> Result<Option<GpuInfo>> {
+        self.launcher().map_or(Ok(None), |l| l.gpu_info())
     }
 
     /// Waits until everything asked of this device is done.

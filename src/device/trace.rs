@@ -57,6 +57,7 @@ impl Launcher for Trace {
     }
 
     fn launch(&self, spec: &LaunchSpec) -> Result<()> {
+        spec.check()?;
         self.specs().push(spec.clone());
         Ok(())
     }

@@ -150,6 +150,11 @@ impl KernelId {
         self.row().symbol
     }
 
+    /// Size of the kernel's one argument; unknown when this build has no kernels.
+    pub fn param_bytes(self) -> Option<u32> {
+        generated::PARAM_BYTES.get(self.index()).copied()
+    }
+
     /// What was compiled from this kernel's family.
     pub fn image(self) -> Result<&'static Image> {
         available()?;

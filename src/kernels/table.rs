@@ -76,6 +76,56 @@ const COLUMN_SUM: Family = Family {
     ],
 };
 
+/// Bytes of the ring of tiles of a product of 16-bit operands: two operands, `edge` by 32, in 4 stages.
+const fn ring(edge: u32) -> u32 {
+    GEMM_STAGES * 2 * edge * GEMM_STEP * 2
+}
+const GEMM_STAGES: u32 = 4;
+const GEMM_STEP: u32 = 32;
+
+const fn large_product(symbol: &'static str) -> Row {
+    Row { symbol, threads: 256, shared_bytes: ring(128), max_registers: 128 }
+}
+
+const fn small_product(symbol: &'static str) -> Row {
+    Row { symbol, threads: 128, shared_bytes: ring(64), max_registers: 112 }
+}
+
+const fn f32_product(symbol: &'static str) -> Row {
+    Row { symbol, threads: 128, shared_bytes: 0, max_registers: 112 }
+}
+
+const FROZEN_LINEAR: Family = Family {
+    source: "frozen_linear.cu",
+    class: Class::Portable,
+    defines: &[
+        ("GEMM_LARGE", 128),
+        ("GEMM_SMALL", 64),
+        ("GEMM_STEP", GEMM_STEP),
+        ("GEMM_STAGES", GEMM_STAGES),
+        ("GEMM_LARGE_SHARED", ring(128)),
+        ("GEMM_SMALL_SHARED", ring(64)),
+        ("GEMM_F32_STEP", 16),
+    ],
+    kernels: &[
+        large_product("frozen_linear_nt_f16_128x128x32_sm80"),
+        large_product("frozen_linear_nn_f16_128x128x32_sm80"),
+        large_product("frozen_linear_tn_f16_128x128x32_sm80"),
+        large_product("frozen_linear_nt_bf16_128x128x32_sm80"),
+        large_product("frozen_linear_nn_bf16_128x128x32_sm80"),
+        large_product("frozen_linear_tn_bf16_128x128x32_sm80"),
+        small_product("frozen_linear_nt_f16_64x64x32_sm80"),
+        small_product("frozen_linear_nn_f16_64x64x32_sm80"),
+        small_product("frozen_linear_tn_f16_64x64x32_sm80"),
+        small_product("frozen_linear_nt_bf16_64x64x32_sm80"),
+        small_product("frozen_linear_nn_bf16_64x64x32_sm80"),
+        small_product("frozen_linear_tn_bf16_64x64x32_sm80"),
+        f32_product("frozen_linear_nt_f32_64x64x16_sm80"),
+        f32_product("frozen_linear_nn_f32_64x64x16_sm80"),
+        f32_product("frozen_linear_tn_f32_64x64x16_sm80"),
+    ],
+};
+
 const NORM: Family = Family {
     source: "norm.cu",
     class: Class::Portable,
@@ -126,4 +176,4 @@ const SCALE_ADD: Family = Family {
     ],
 };
 
-pub const FAMILIES: &[Family] = &[ACTIVATION, ADAMW, COLUMN_SUM, NORM, POOL, SCALE_ADD];
+pub const FAMILIES: &[Family] = &[ACTIVATION, ADAMW, COLUMN_SUM, FROZEN_LINEAR, NORM, POOL, SCALE_ADD];

@@ -11,6 +11,7 @@ mod math;
 pub mod norm;
 mod plan;
 pub mod pool;
+mod product;
 pub mod scale_add;
 
 pub use activation::{Activation, activation};

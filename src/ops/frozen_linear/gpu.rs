@@ -1,28 +1,249 @@
-//! The launch plans.
+//! The launch plans. Forward is two launches: `h = dropout(x) Aᵀ`, a skinny product that reads x once, then the base product,
+//! which takes `s · h Bᵀ` as its first steps of k on the same accumulators and the bias at the end. Backward takes `u = dy B`
+//! likewise into dx. Gradients of parameters are sums over tokens, cut into pieces of fixed size that are added in order.
 
 use super::{Desc, OP, Operands};
 use crate::autograd::Target;
 use crate::device::Plan;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::ops::column_sum::column_sum;
+use crate::ops::product::{Layout, LowRankFactors, Product};
 use crate::tensor::Tensor;
-fn later() -> Error {
-    Error::KernelsMissing { reason: OP.into() }
+
+pub fn forward(desc: &Desc, x: &Tensor, operands: &Operands, h: Option<&Tensor>, y: &Tensor) -> Result<Plan> {
+    let Desc { m, n, k, r, dtype, .. } = *desc;
+    let mut plan = Plan::new();
+    if m == 0 {
+        return Ok(plan);
+    }
+    let addresses = [x.address()?, operands.weight.address()?, y.address()?];
+    let mut base = Product::new(OP, Layout::Nt, dtype, [m, n, k], addresses);
+    base.bias = operands.bias.map_or(Ok(0), Tensor::address)?;
+    if let (Some(a), Some(b), Some(h)) = (operands.a, operands.b, h) {
+        let addresses = [x.address()?, a.address()?, h.address()?];
+        let down = Product::new(OP, Layout::Nt, dtype, [m, r, k], addresses);
+        plan.push(Product { dropout: desc.dropout, ..down }.spec()?);
+        base.low_rank = Some(LowRankFactors { a: h.address()?, b: b.address()?, rank: r, scale: desc.scale });
+    }
+    plan.push(base.spec()?);
+    Ok(plan)
 }
-pub fn forward(_: &Desc, _: &Tensor, _: &Operands, _: Option<&Tensor>, _: &Tensor) -> Result<Plan> {
-    Err(later())
+
+/// `u = dy B`.
+pub fn project(desc: &Desc, dy: &Tensor, b: &Tensor, u: &Tensor) -> Result<Plan> {
+    if desc.m == 0 {
+        return Ok(Plan::new());
+    }
+    let addresses = [dy.address()?, b.address()?, u.address()?];
+    let product = Product::new(OP, Layout::Nn, desc.dtype, [desc.m, desc.r, desc.n], addresses);
+    Ok(Plan::from_iter([product.spec()?]))
 }
-pub fn project(_: &Desc, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Plan> {
-    Err(later())
+
+/// `dx (+)= dy W₀ + s · mask ⊙ (u A)`.
+pub fn input_gradient(
+    desc: &Desc,
+    dy: &Tensor,
+    weight: &Tensor,
+    update: Option<(&Tensor, &Tensor)>,
+    target: &Target,
+) -> Result<()> {
+    let Desc { m, n, k, r, dtype, .. } = *desc;
+    let mut product = Product::new(OP, Layout::Nn, dtype, [m, k, n], [dy.address()?, weight.address()?, 0]);
+    if let Some((a, u)) = update {
+        product.low_rank = Some(LowRankFactors { a: u.address()?, b: a.address()?, rank: r, scale: desc.scale });
+        product.dropout = desc.dropout;
+    }
+    product.write_into(dy.device(), target)
 }
-pub fn input_gradient(_: &Desc, _: &Tensor, _: &Tensor, _: Option<(&Tensor, &Tensor)>, _: &Target) -> Result<Plan> {
-    Err(later())
+
+/// `dA += s · uᵀ dropout(x)`.
+pub fn a_gradient(desc: &Desc, u: &Tensor, x: &Tensor, target: &Target) -> Result<()> {
+    let Desc { m, k, r, dtype, .. } = *desc;
+    let product = Product::new(OP, Layout::Tn, dtype, [r, k, m], [u.address()?, x.address()?, 0]);
+    Product { dropout: desc.dropout, scale: desc.scale, ..product }.sum_into(u.device(), target)
 }
-pub fn a_gradient(_: &Desc, _: &Tensor, _: &Tensor, _: &Target) -> Result<()> {
-    Err(later())
+
+/// `dB += s · dyᵀ h`.
+pub fn b_gradient(desc: &Desc, dy: &Tensor, h: &Tensor, target: &Target) -> Result<()> {
+    let Desc { m, n, r, dtype, .. } = *desc;
+    let product = Product::new(OP, Layout::Tn, dtype, [n, r, m], [dy.address()?, h.address()?, 0]);
+    Product { scale: desc.scale, ..product }.sum_into(dy.device(), target)
 }
-pub fn b_gradient(_: &Desc, _: &Tensor, _: &Tensor, _: &Target) -> Result<()> {
-    Err(later())
+
+/// `db += Σ_rows dy`.
+pub fn bias_gradient(desc: &Desc, dy: &Tensor, target: &Target) -> Result<()> {
+    column_sum(dy, 1, desc.n, 1.0, target)
 }
-pub fn bias_gradient(_: &Desc, _: &Tensor, _: &Target) -> Result<()> {
-    Err(later())
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::{Device, LaunchSpec};
+    use crate::dtype::DType;
+    use crate::error::Error;
+    use crate::ops::product::{ACCUMULATE, DROPOUT, GemmParams, PAIRS, VECTOR_A1, VECTOR_A2, VECTOR_B1, VECTOR_B2};
+    use crate::rng::{Dropout, Stream};
+
+    const VECTORS: u32 = VECTOR_A1 | VECTOR_B1 | VECTOR_A2 | VECTOR_B2;
+
+    fn desc([m, n, k, r]: [usize; 4], dtype: DType, p: Option<f64>) -> Desc {
+        let dropout = p.map(|p| Dropout::new(p, Stream { seed: 5 << 40, step: 3, site: 9 }));
+        Desc { m, n, k, r, dtype, scale: 2.0, dropout }
+    }
+
+    fn empty(device: &Device, dims: &[usize], dtype: DType) -> Tensor {
+        Tensor::empty(device, dims, dtype).unwrap()
+    }
+
+    fn params(spec: &LaunchSpec) -> GemmParams {
+        spec.params.read().unwrap()
+    }
+
+    /// Runs one pass on a trace device and returns what it launched; the device holds every launch against its kernel.
+    fn traced(pass: impl FnOnce(&Device) -> Result<()>) -> Result<Vec<LaunchSpec>> {
+        let device = Device::trace(80);
+        pass(&device)?;
+        Ok(device.launcher().map(|l| l.recorded()).unwrap_or_default())
+    }
+
+    fn traced_forward(desc: &Desc) -> Result<Vec<LaunchSpec>> {
+        let Desc { m, n, k, r, dtype, .. } = *desc;
+        traced(|d| {
+            let [x, w, y] = [[m, k], [n, k], [m, n]].map(|dims| empty(d, &dims, dtype));
+            let bias = empty(d, &[n], dtype);
+            let [a, b, h] = [[r, k], [n, r], [m, r]].map(|dims| empty(d, &dims, dtype));
+            let update = (r > 0).then_some(());
+            let operands = Operands { weight: &w, bias: Some(&bias), a: update.map(|()| &a), b: update.map(|()| &b) };
+            d.run(&forward(desc, &x, &operands, update.map(|()| &h), &y)?)
+        })
+    }
+
+    fn traced_backward(desc: &Desc, target_dtype: DType, accumulate: bool) -> Result<[Vec<LaunchSpec>; 5]> {
+        let Desc { m, n, k, r, dtype, .. } = *desc;
+        let target = |d: &Device, dims: &[usize]| Target { tensor: empty(d, dims, target_dtype), accumulate };
+        let matrix = |d: &Device, rows: usize, cols: usize| empty(d, &[rows, cols], dtype);
+        Ok([
+            traced(|d| d.run(&project(desc, &matrix(d, m, n), &matrix(d, n, r), &matrix(d, m, r))?))?,
+            traced(|d| {
+                let (a, u) = (matrix(d, r, k), matrix(d, m, r));
+                input_gradient(desc, &matrix(d, m, n), &matrix(d, n, k), Some((&a, &u)), &target(d, &[m, k]))
+            })?,
+            traced(|d| a_gradient(desc, &matrix(d, m, r), &matrix(d, m, k), &target(d, &[r, k])))?,
+            traced(|d| b_gradient(desc, &matrix(d, m, n), &matrix(d, m, r), &target(d, &[n, r])))?,
+            traced(|d| bias_gradient(desc, &matrix(d, m, n), &target(d, &[n])))?,
+        ])
+    }
+
+    #[test]
+    fn forward_is_the_skinny_product_and_the_fused_one() {
+        let specs = traced_forward(&desc([2048, 768, 512, 16], DType::BF16, Some(0.25))).unwrap();
+        let symbols: Vec<_> = specs.iter().map(|s| (s.kernel.symbol(), s.grid)).collect();
+        assert_eq!(
+            symbols,
+            [
+                ("frozen_linear_nt_bf16_64x64x32_sm80", [32, 1, 1]),
+                ("frozen_linear_nt_bf16_128x128x32_sm80", [96, 1, 1])
+            ]
+        );
+        let (down, base) = (params(&specs[0]), params(&specs[1]));
+        assert_eq!((down.m, down.n, down.k1, down.k2), (2048, 16, 0, 512));
+        assert_eq!((base.m, base.n, base.k1, base.k2), (2048, 768, 16, 512));
+        // h of the first launch is what the second reads, and the mask is the first one's alone.
+        assert_eq!((base.a1, base.a2), (down.out, down.a2));
+        assert_eq!((down.flags & DROPOUT, base.flags & DROPOUT), (DROPOUT, 0));
+        assert_eq!((down.seed, down.step, down.site, down.threshold), (5 << 40, 3, 9, 1 << 30));
+        // The mask drops without scaling: 1 / (1 - p) multiplies the sum.
+        assert_eq!((down.out_scale, base.low_scale, base.out_scale), (4.0 / 3.0, 2.0, 1.0));
+        assert!(base.bias != 0 && down.bias == 0);
+        assert_eq!(base.flags & (VECTORS | PAIRS), VECTORS | PAIRS);
+        let alone = traced_forward(&desc([2048, 768, 512, 0], DType::BF16, None)).unwrap();
+        assert_eq!((alone.len(), params(&alone[0]).k1), (1, 0));
+    }
+
+    #[test]
+    fn backward_masks_the_update_and_scales_what_it_kept() {
+        let desc = desc([300, 96, 64, 8], DType::F16, Some(0.5));
+        let [u, dx, da, db, _] = traced_backward(&desc, DType::F32, true).unwrap();
+        let (u, da, db) = (params(&u[0]), params(&da[0]), params(&db[0]));
+        assert_eq!((u.m, u.n, u.k2, u.flags & DROPOUT), (300, 8, 96, 0));
+        assert_eq!((da.m, da.n, da.k2, da.out_scale, da.flags & DROPOUT), (8, 64, 300, 4.0, DROPOUT));
+        assert_eq!((db.m, db.n, db.k2, db.out_scale, db.flags & DROPOUT), (96, 8, 300, 2.0, 0));
+        // An f16 product into an f32 gradient goes by way of a copy, which is then added.
+        let first = params(&dx[0]);
+        assert_eq!((first.m, first.n, first.k1, first.k2, first.low_scale), (300, 64, 8, 96, 4.0));
+        assert_eq!((first.flags & (ACCUMULATE | DROPOUT), dx.len()), (DROPOUT, 2));
+        assert_eq!(dx[1].kernel.symbol(), "column_sum_widen_f16_t256_sm80");
+        let [_, dx, ..] = traced_backward(&desc, DType::F16, true).unwrap();
+        assert_eq!((dx.len(), params(&dx[0]).flags & ACCUMULATE), (1, ACCUMULATE));
+    }
+
+    #[test]
+    fn sums_over_tokens_are_cut_by_shape_alone_and_added_in_order() {
+        // One tile of dA, 4096 tokens: sixteen pieces of 256.
+        let [_, _, da, ..] = traced_backward(&desc([4096, 64, 64, 8], DType::BF16, None), DType::F32, true).unwrap();
+        assert_eq!((da.len(), da[0].grid, params(&da[0]).split), (2, [16, 1, 1], 256));
+        assert_eq!(params(&da[0]).flags & ACCUMULATE, 0);
+        // Few tokens: one piece, straight into the gradient.
+        let [_, _, da, db, _] = traced_backward(&desc([200, 64, 64, 8], DType::F32, None), DType::F32, true).unwrap();
+        for specs in [da, db] {
+            assert_eq!((specs.len(), params(&specs[0]).flags & ACCUMULATE), (1, ACCUMULATE));
+        }
+        // A 16-bit gradient is rounded once, after all pieces.
+        let [_, _, da, ..] = traced_backward(&desc([200, 64, 64, 8], DType::BF16, None), DType::BF16, false).unwrap();
+        assert_eq!((da.len(), da[1].kernel.symbol()), (2, "column_sum_narrow_bf16_t256_sm80"));
+    }
+
+    #[test]
+    fn odd_sizes_and_odd_addresses_take_the_scalar_path() {
+        let specs = traced_forward(&desc([5, 7, 9, 3], DType::F16, None)).unwrap();
+        assert!(specs.iter().all(|s| params(s).flags & (VECTORS | PAIRS) == 0));
+        let device = Device::trace(80);
+        let [x, w, y] = [[8, 64], [64, 64], [8, 64]].map(|dims| empty(&device, &dims, DType::F16));
+        // A view that starts one element into its buffer.
+        let shifted = empty(&device, &[8 * 64 + 1], DType::F16).slice(0, 1, 8 * 64).unwrap().reshape(&[8, 64]).unwrap();
+        let operands = Operands { weight: &w, bias: None, a: None, b: None };
+        let flags = |x: &Tensor, y: &Tensor| {
+            let plan = forward(&desc([8, 64, 64, 0], DType::F16, None), x, &operands, None, y).unwrap();
+            params(&plan[0]).flags & (VECTOR_A2 | VECTOR_B2 | PAIRS)
+        };
+        assert_eq!(flags(&x, &y), VECTOR_A2 | VECTOR_B2 | PAIRS);
+        assert_eq!(flags(&shifted, &y), VECTOR_B2 | PAIRS);
+        assert_eq!(flags(&x, &shifted), VECTOR_A2 | VECTOR_B2);
+    }
+
+    #[test]
+    fn no_tokens_launch_nothing() {
+        let desc = desc([0, 64, 64, 8], DType::F32, Some(0.1));
+        assert!(traced_forward(&desc).unwrap().is_empty());
+        for (pass, specs) in traced_backward(&desc, DType::F32, true).unwrap().iter().take(4).enumerate() {
+            assert!(specs.is_empty(), "pass {pass}");
+        }
+    }
+
+    #[test]
+    fn huge_sizes_are_planned_or_refused_without_overflow() {
+        // 2³² tokens of 2048 features: more elements than 32 bits count.
+        let huge = desc([1 << 32, 2048, 2048, 256], DType::BF16, Some(0.1));
+        let specs = traced_forward(&huge).unwrap();
+        assert_eq!((specs[1].grid, params(&specs[1]).m), ([(1 << 25) * 16, 1, 1], 1 << 32));
+        let [_, _, da, ..] = traced_backward(&huge, DType::F32, true).unwrap();
+        let p = params(&da[0]);
+        assert_eq!(u64::from(da[0].grid[0]), 32 * p.k2.div_ceil(p.split));
+        assert!(p.split * (p.k2.div_ceil(p.split)) >= 1 << 32);
+        // More tiles than a grid has blocks.
+        let refused = traced_forward(&desc([1 << 38, 1 << 10, 1, 0], DType::BF16, None));
+        assert!(matches!(refused, Err(Error::SizeOverflow { .. })), "{refused:?}");
+        assert!(matches!(traced_forward(&desc([4, 4, 4, 0], DType::F64, None)), Err(Error::DType { .. })));
+    }
+
+    #[test]
+    fn the_choice_of_a_tile_explains_itself() {
+        let explain = |m, n, k, dtype| Product::new(OP, Layout::Nt, dtype, [m, n, k], [0; 3]).explain();
+        let text = explain(4096, 4096, 64, DType::BF16);
+        assert!(text.contains("128x128x32: taken"), "{text}");
+        let text = explain(4096, 8, 64, DType::BF16);
+        assert!(text.contains("half of each tile") && text.contains("64x64: taken"), "{text}");
+        assert!(explain(256, 256, 64, DType::F16).contains("too few blocks"));
+        assert!(explain(4096, 4096, 64, DType::F32).contains("f32 has one tile"));
+    }
 }

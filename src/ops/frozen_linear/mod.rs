@@ -263,7 +263,7 @@ fn input_gradient(
     if dy.device().is_cpu() {
         return with_real!(desc.dtype, OP, T => cpu::input_gradient::<T>(desc, dy, weight, update, target));
     }
-    dy.device().run(&gpu::input_gradient(desc, dy, weight, update, target)?)
+    gpu::input_gradient(desc, dy, weight, update, target)
 }
 
 /// `dA += s · uᵀ dropout(x)`.

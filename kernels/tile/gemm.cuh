@@ -1,0 +1,192 @@
+// What the products of the linear layers share: the problem, its cutting into tiles, and what happens to a finished sum.
+//
+//   out[m, n] = out_scale · ( mask ⊙ low_scale · (A1 · B1)  +  A2 · B2 )  + bias,  or added to what out holds
+//
+// Both products run over the same accumulators, the low-rank one first, because its factor must not touch the other. The
+// operands' layouts name the kernel:
+//
+//   | layout | A          | B          | used for                          | dropout acts on            |
+//   | nt     | [m, k]     | [n, k]     | y, h = dropout(x) Aᵀ              | A2, index i·k2 + j          |
+//   | nn     | [m, k]     | [k, n]     | dx, u = dy B                      | the first sum, index i·n + j |
+//   | tn     | [k, m]     | [k, n]     | dA, dB, dW: k runs over tokens    | B2, index i·n + j           |
+//
+// All matrices are row-major and contiguous. tn cuts k into pieces of `split` and writes one f32 result [m, n] for each.
+// A mask drops elements to zero without scaling them: 1 / (1 - p) is part of low_scale or out_scale, so that nothing is
+// rounded on its way into a product. A dropped NaN or infinity becomes NaN, as it would by a product with zero.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "tile/elements.cuh"
+#include "tile/philox.cuh"
+
+namespace tile {
+
+enum class Layout { NT, NN, TN };
+
+struct GemmParams {
+    const void* a1;
+    const void* b1;
+    const void* a2;
+    const void* b2;
+    const void* bias;
+    void* out;
+    size_t m;
+    size_t n;
+    size_t k1;
+    size_t k2;
+    size_t split;
+    uint64_t seed;
+    uint32_t step;
+    uint32_t site;
+    uint32_t threshold;
+    uint32_t flags;
+    float low_scale;
+    float out_scale;
+};
+static_assert(sizeof(GemmParams) == 120 && offsetof(GemmParams, m) == 48 && offsetof(GemmParams, seed) == 88 &&
+                  offsetof(GemmParams, flags) == 108 && offsetof(GemmParams, out_scale) == 116,
+              "mirrors GemmParams in src/ops/product.rs");
+
+// Bits of `flags`. The first four: the operand may be read 16 bytes at a time.
+enum GemmFlag : uint32_t {
+    VECTOR_A1 = 1,
+    VECTOR_B1 = 2,
+    VECTOR_A2 = 4,
+    VECTOR_B2 = 8,
+    DROPOUT = 16,
+    ACCUMULATE = 32,
+    // Two neighbouring elements of out, the first in an even column, may be written at once.
+    PAIRS = 64,
+};
+
+// A row-major matrix in global memory, or the part of it that a block may read.
+struct Matrix {
+    const void* data;
+    // Elements from one row to the next.
+    size_t stride;
+    size_t rows;
+    size_t cols;
+    bool vector;
+};
+
+// One block's share of a problem.
+template <Layout LAYOUT, int BM, int BN, int BK>
+struct Work {
+    // Corner of the tile of out.
+    size_t row;
+    size_t col;
+    // tn: the piece of k, [begin, end), and its number. Otherwise all of k2.
+    size_t begin;
+    size_t end;
+    size_t piece;
+    // Steps of BK: of the low-rank product, and in all.
+    uint32_t low_steps;
+    uint32_t steps;
+
+    __device__ __forceinline__ explicit Work(const GemmParams& p) {
+        const uint32_t tiles_m = static_cast<uint32_t>((p.m + BM - 1) / BM);
+        const uint32_t tiles_n = static_cast<uint32_t>((p.n + BN - 1) / BN);
+        uint32_t tile = blockIdx.x;
+        if constexpr (LAYOUT == Layout::TN) {
+            const uint32_t tiles = tiles_m * tiles_n;
+            piece = tile / tiles;
+            tile %= tiles;
+            begin = piece * p.split;
+            end = begin + p.split < p.k2 ? begin + p.split : p.k2;
+        } else {
+            piece = 0;
+            begin = 0;
+            end = p.k2;
+        }
+        // Blocks that run at the same time take tiles of BAND rows of tiles, column by column, so that they share operands in the
+        // second-level cache.
+        constexpr uint32_t BAND = 8;
+        const uint32_t band = tile / (BAND * tiles_n), within = tile % (BAND * tiles_n);
+        const uint32_t left = tiles_m - band * BAND, height = left < BAND ? left : BAND;
+        row = static_cast<size_t>(band * BAND + within % height) * BM;
+        col = static_cast<size_t>(within / height) * BN;
+        low_steps = LAYOUT == Layout::TN ? 0 : static_cast<uint32_t>((p.k1 + BK - 1) / BK);
+        steps = low_steps + static_cast<uint32_t>((end - begin + BK - 1) / BK);
+    }
+
+    // Operand A of step `step`, and where the step's tile starts in it.
+    __device__ __forceinline__ Matrix a(const GemmParams& p, uint32_t step, size_t& tile_row, size_t& tile_col) const {
+        const bool low = step < low_steps;
+        const size_t k = low ? p.k1 : end;
+        const size_t at = low ? static_cast<size_t>(step) * BK : begin + static_cast<size_t>(step - low_steps) * BK;
+        const void* data = low ? p.a1 : p.a2;
+        const bool vector = p.flags & (low ? VECTOR_A1 : VECTOR_A2);
+        if constexpr (LAYOUT == Layout::TN) {
+            tile_row = at;
+            tile_col = row;
+            return Matrix{data, p.m, k, p.m, vector};
+        } else {
+            tile_row = row;
+            tile_col = at;
+            return Matrix{data, k, p.m, k, vector};
+        }
+    }
+
+    __device__ __forceinline__ Matrix b(const GemmParams& p, uint32_t step, size_t& tile_row, size_t& tile_col) const {
+        const bool low = step < low_steps;
+        const size_t k = low ? p.k1 : end;
+        const size_t at = low ? static_cast<size_t>(step) * BK : begin + static_cast<size_t>(step - low_steps) * BK;
+        const void* data = low ? p.b1 : p.b2;
+        const bool vector = p.flags & (low ? VECTOR_B1 : VECTOR_B2);
+        if constexpr (LAYOUT == Layout::NT) {
+            tile_row = col;
+            tile_col = at;
+            return Matrix{data, k, p.n, k, vector};
+        } else {
+            tile_row = at;
+            tile_col = col;
+            return Matrix{data, p.n, k, p.n, vector};
+        }
+    }
+};
+
+__device__ __forceinline__ Dropout dropout_of(const GemmParams& p) {
+    return Dropout{p.seed, p.step, p.site, p.threshold};
+}
+
+// What a factor of the mask makes of v: itself, or its product with zero.
+__device__ __forceinline__ float masked(float v, bool kept) { return kept ? v : v * 0.0f; }
+
+__device__ __forceinline__ void store_pair(float* to, float first, float second) {
+    *reinterpret_cast<float2*>(to) = make_float2(first, second);
+}
+template <typename T>
+__device__ __forceinline__ void store_pair(T* to, float first, float second) {
+    *reinterpret_cast<uint32_t*>(to) = repack<T>(first, second);
+}
+
+// Writes COUNT neighbouring elements of out, those that exist.
+template <typename T, typename Out, int COUNT>
+__device__ __forceinline__ void finish(const GemmParams& p, size_t piece, size_t row, size_t col, const float (&sums)[COUNT]) {
+    if (row >= p.m) return;
+    Out* out = static_cast<Out*>(p.out) + (piece * p.m + row) * p.n + col;
+    const T* bias = static_cast<const T*>(p.bias);
+    float v[COUNT];
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+        v[i] = 0.0f;
+        if (col + i < p.n) {
+            v[i] = p.out_scale * sums[i];
+            if (bias != nullptr) v[i] += widen(bias[col + i]);
+            if (p.flags & ACCUMULATE) v[i] += widen(out[i]);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < COUNT; i += 2) {
+        if (p.flags & PAIRS) {
+            if (col + i < p.n) store_pair(out + i, v[i], v[i + 1]);
+        } else {
+            if (col + i < p.n) out[i] = narrow<Out>(v[i]);
+            if (col + i + 1 < p.n) out[i + 1] = narrow<Out>(v[i + 1]);
+        }
+    }
+}
+
+}  // namespace tile

@@ -1,0 +1,161 @@
+// The tile product on the ordinary units, for f32: exact to f32 as the reference is, which tf32 tensor cores would not be.
+//
+//   block: BM x BN of out, 128 threads           thread: 8 x 4 of it          step: BK of k
+//
+// Operand tiles are brought into registers while the step before is computed, and stored to shared memory with k along the
+// rows, [BK][BM] and [BK][BN], so that a thread reads its rows and columns of one k as vectors. Two buffers take turns.
+#pragma once
+
+#include "tile/gemm.cuh"
+
+namespace tile {
+
+// One operand's way into shared memory. K_ROWS: k runs along the rows of the matrix. SPAN is BM or BN.
+template <bool K_ROWS, int SPAN, int BK, int THREADS>
+struct StagedTile {
+    // Four floats of space after each row keep rows aligned and spread the stores of transposed chunks over the banks.
+    static constexpr int PITCH = SPAN + 4;
+    static constexpr int FLOATS = BK * PITCH;
+    static constexpr int ROWS = K_ROWS ? BK : SPAN, CHUNKS_PER_ROW = (K_ROWS ? SPAN : BK) / 4;
+    static constexpr int MINE = ROWS * CHUNKS_PER_ROW / THREADS;
+    static_assert(ROWS * CHUNKS_PER_ROW % THREADS == 0, "every thread copies the same number of chunks");
+
+    float4 chunks[MINE];
+
+    // Reads the tile at (row, col) of a matrix; what lies outside is zero.
+    __device__ __forceinline__ void load(const Matrix& from, size_t row, size_t col) {
+        const float* data = static_cast<const float*>(from.data);
+#pragma unroll
+        for (int i = 0; i < MINE; ++i) {
+            const int mine = threadIdx.x + i * THREADS;
+            const size_t y = row + mine / CHUNKS_PER_ROW, x = col + mine % CHUNKS_PER_ROW * 4;
+            chunks[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            if (y < from.rows) {
+                const float* line = data + y * from.stride;
+                if (from.vector) {
+                    // cols is a multiple of 4 here, so a chunk lies inside as a whole or not at all.
+                    if (x < from.cols) chunks[i] = *reinterpret_cast<const float4*>(line + x);
+                } else {
+                    if (x < from.cols) chunks[i].x = line[x];
+                    if (x + 1 < from.cols) chunks[i].y = line[x + 1];
+                    if (x + 2 < from.cols) chunks[i].z = line[x + 2];
+                    if (x + 3 < from.cols) chunks[i].w = line[x + 3];
+                }
+            }
+        }
+    }
+
+    __device__ __forceinline__ void drop(const Dropout& dropout, const Matrix& from, size_t row, size_t col) {
+#pragma unroll
+        for (int i = 0; i < MINE; ++i) {
+            const int mine = threadIdx.x + i * THREADS;
+            const size_t y = row + mine / CHUNKS_PER_ROW, x = col + mine % CHUNKS_PER_ROW * 4;
+            const uint32_t bits = dropout.kept<4>(y * from.stride + x);
+            chunks[i].x = masked(chunks[i].x, bits & 1);
+            chunks[i].y = masked(chunks[i].y, bits >> 1 & 1);
+            chunks[i].z = masked(chunks[i].z, bits >> 2 & 1);
+            chunks[i].w = masked(chunks[i].w, bits >> 3 & 1);
+        }
+    }
+
+    __device__ __forceinline__ void store(float* tile) const {
+#pragma unroll
+        for (int i = 0; i < MINE; ++i) {
+            const int mine = threadIdx.x + i * THREADS;
+            const int r = mine / CHUNKS_PER_ROW, c = mine % CHUNKS_PER_ROW * 4;
+            if constexpr (K_ROWS) {
+                *reinterpret_cast<float4*>(tile + r * PITCH + c) = chunks[i];
+            } else {
+                tile[c * PITCH + r] = chunks[i].x;
+                tile[(c + 1) * PITCH + r] = chunks[i].y;
+                tile[(c + 2) * PITCH + r] = chunks[i].z;
+                tile[(c + 3) * PITCH + r] = chunks[i].w;
+            }
+        }
+    }
+};
+
+template <Layout LAYOUT, int BM, int BN, int BK>
+struct FmaGemm {
+    static constexpr int TM = 8, TN = 4;
+    static constexpr int ACROSS = BN / TN, THREADS = BM / TM * ACROSS;
+    using TileA = StagedTile<LAYOUT == Layout::TN, BM, BK, THREADS>;
+    using TileB = StagedTile<LAYOUT != Layout::NT, BN, BK, THREADS>;
+    static constexpr int BUFFER_FLOATS = TileA::FLOATS + TileB::FLOATS;
+
+    static __device__ __forceinline__ void run(const GemmParams& p, float* shared) {
+        const Work<LAYOUT, BM, BN, BK> work(p);
+        const int thread_row = threadIdx.x / ACROSS * TM, thread_col = threadIdx.x % ACROSS * TN;
+        float sums[TM][TN];
+#pragma unroll
+        for (int i = 0; i < TM; ++i)
+#pragma unroll
+            for (int j = 0; j < TN; ++j) sums[i][j] = 0.0f;
+
+        TileA a;
+        TileB b;
+        const auto load = [&](uint32_t step) {
+            size_t row, col;
+            const Matrix from_a = work.a(p, step, row, col);
+            a.load(from_a, row, col);
+            if (LAYOUT == Layout::NT && (p.flags & DROPOUT)) a.drop(dropout_of(p), from_a, row, col);
+            const Matrix from_b = work.b(p, step, row, col);
+            b.load(from_b, row, col);
+            if (LAYOUT == Layout::TN && (p.flags & DROPOUT)) b.drop(dropout_of(p), from_b, row, col);
+        };
+        const auto store = [&](uint32_t step) {
+            float* buffer = shared + step % 2 * BUFFER_FLOATS;
+            a.store(buffer);
+            b.store(buffer + TileA::FLOATS);
+        };
+
+        load(0);
+        store(0);
+        // The first step's tiles are in shared memory.
+        __syncthreads();
+        for (uint32_t step = 0; step < work.steps; ++step) {
+            if (step + 1 < work.steps) load(step + 1);
+            if (step == work.low_steps && step > 0) {
+                uint32_t kept = ~0u;
+                if (LAYOUT == Layout::NN && (p.flags & DROPOUT)) {
+                    kept = 0;
+                    // Not unrolled: one copy of the generator is enough, and needs few registers.
+#pragma unroll 1
+                    for (int i = 0; i < TM; ++i) {
+                        const uint64_t first = (work.row + thread_row + i) * p.n + work.col + thread_col;
+                        kept |= (dropout_of(p).kept<TN>(first) & 15) << (TN * i);
+                    }
+                }
+#pragma unroll
+                for (int i = 0; i < TM; ++i)
+#pragma unroll
+                    for (int j = 0; j < TN; ++j)
+                        sums[i][j] = p.low_scale * masked(sums[i][j], kept >> (TN * i + j) & 1);
+            }
+            const float* tile_a = shared + step % 2 * BUFFER_FLOATS + thread_row;
+            const float* tile_b = shared + step % 2 * BUFFER_FLOATS + TileA::FLOATS + thread_col;
+#pragma unroll
+            for (int k = 0; k < BK; ++k) {
+                const float4 low = *reinterpret_cast<const float4*>(tile_a + k * TileA::PITCH);
+                const float4 high = *reinterpret_cast<const float4*>(tile_a + k * TileA::PITCH + 4);
+                const float4 right = *reinterpret_cast<const float4*>(tile_b + k * TileB::PITCH);
+                const float rows[TM] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+                const float cols[TN] = {right.x, right.y, right.z, right.w};
+#pragma unroll
+                for (int i = 0; i < TM; ++i)
+#pragma unroll
+                    for (int j = 0; j < TN; ++j) sums[i][j] = fmaf(rows[i], cols[j], sums[i][j]);
+            }
+            // The other buffer was read in the step before, which the barrier at that step's end has closed.
+            if (step + 1 < work.steps) store(step + 1);
+            // The next step's tiles are in shared memory, and this step's have been read.
+            __syncthreads();
+        }
+
+#pragma unroll
+        for (int i = 0; i < TM; ++i)
+            finish<float, float>(p, work.piece, work.row + thread_row + i, work.col + thread_col, sums[i]);
+    }
+};
+
+}  // namespace tile

@@ -1,0 +1,306 @@
+//! Plans of the matrix products that the linear layers are made of: see `kernels/tile/gemm.cuh` for the formula.
+//!
+//! ```text
+//! out[m, n] = out_scale · ( mask ⊙ low_scale · (A1 · B1) + A2 · B2 ) + bias      or added to what out holds
+//! ```
+
+use std::fmt::Write as _;
+
+use crate::autograd::Target;
+use crate::device::{Device, LaunchSpec, Plan};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::kernels::KernelId;
+use crate::ops::column_sum::column_sum;
+use crate::ops::plan::{PerDType, aligned, by_dtype, launch, pack};
+use crate::rng::Dropout;
+use crate::tensor::Tensor;
+
+/// How operands lie in memory, row-major and contiguous.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// `A [m, k]`, `B [n, k]`
+    Nt,
+    /// `A [m, k]`, `B [k, n]`
+    Nn,
+    /// `A [k, m]`, `B [k, n]`, k being the tokens that a gradient sums over; out is f32.
+    Tn,
+}
+
+/// The first product, `low_scale · (A1 · B1)`, laid out as the second one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct LowRankFactors {
+    pub a: u64,
+    pub b: u64,
+    pub rank: usize,
+    pub scale: f64,
+}
+
+/// One product on addresses. Address 0 is an absent operand.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Product {
+    pub op: &'static str,
+    pub layout: Layout,
+    pub dtype: DType,
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub a: u64,
+    pub b: u64,
+    pub out: u64,
+    pub bias: u64,
+    pub low_rank: Option<LowRankFactors>,
+    /// nt: of A. nn: of the low-rank product. tn: of B.
+    pub dropout: Option<Dropout>,
+    pub scale: f64,
+    pub accumulate: bool,
+}
+
+/// Mirrors `struct GemmParams` in `kernels/tile/gemm.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub(crate) struct GemmParams {
+    pub a1: u64,
+    pub b1: u64,
+    pub a2: u64,
+    pub b2: u64,
+    pub bias: u64,
+    pub out: u64,
+    pub m: u64,
+    pub n: u64,
+    pub k1: u64,
+    pub k2: u64,
+    /// tn: how much of k one block sums over.
+    pub split: u64,
+    pub seed: u64,
+    pub step: u32,
+    pub site: u32,
+    pub threshold: u32,
+    pub flags: u32,
+    pub low_scale: f32,
+    pub out_scale: f32,
+}
+
+const _: () = {
+    use std::mem::offset_of;
+    assert!(size_of::<GemmParams>() == 120 && offset_of!(GemmParams, m) == 48 && offset_of!(GemmParams, seed) == 88);
+    assert!(offset_of!(GemmParams, flags) == 108 && offset_of!(GemmParams, out_scale) == 116);
+};
+
+pub(crate) const VECTOR_A1: u32 = 1;
+pub(crate) const VECTOR_B1: u32 = 2;
+pub(crate) const VECTOR_A2: u32 = 4;
+pub(crate) const VECTOR_B2: u32 = 8;
+pub(crate) const DROPOUT: u32 = 16;
+pub(crate) const ACCUMULATE: u32 = 32;
+pub(crate) const PAIRS: u32 = 64;
+
+/// A tile of out that one block computes, and the kernels that do: by layout, then by dtype.
+struct Tile {
+    name: &'static str,
+    edge: usize,
+    step: usize,
+    kernels: [PerDType; 3],
+}
+
+macro_rules! per_dtype {
+    ($layout:literal, $tile:literal) => {
+        [
+            KernelId::of(concat!("frozen_linear_", $layout, "_f32_64x64x16_sm80")),
+            KernelId::of(concat!("frozen_linear_", $layout, "_f16_", $tile, "_sm80")),
+            KernelId::of(concat!("frozen_linear_", $layout, "_bf16_", $tile, "_sm80")),
+        ]
+    };
+}
+
+/// In order of preference. f32 has one tile and stands in the last.
+static TILES: [Tile; 2] = [
+    Tile {
+        name: "128x128x32",
+        edge: 128,
+        step: 32,
+        kernels: [per_dtype!("nt", "128x128x32"), per_dtype!("nn", "128x128x32"), per_dtype!("tn", "128x128x32")],
+    },
+    Tile {
+        name: "64x64",
+        edge: 64,
+        step: 16,
+        kernels: [per_dtype!("nt", "64x64x32"), per_dtype!("nn", "64x64x32"), per_dtype!("tn", "64x64x32")],
+    },
+];
+
+/// Fewer blocks than this leave most of a GPU idle.
+const ENOUGH_BLOCKS: usize = 96;
+/// tn cuts k until there are about this many blocks, into pieces of at least `PIECE`. Both are constants, so that the order of a
+/// sum depends on its shape alone and not on the GPU.
+const WANTED_BLOCKS: usize = 256;
+const PIECE: usize = 256;
+
+impl Product {
+    pub fn new(op: &'static str, layout: Layout, dtype: DType, [m, n, k]: [usize; 3], [a, b, out]: [u64; 3]) -> Self {
+        Product {
+            op,
+            layout,
+            dtype,
+            m,
+            n,
+            k,
+            a,
+            b,
+            out,
+            bias: 0,
+            low_rank: None,
+            dropout: None,
+            scale: 1.0,
+            accumulate: false,
+        }
+    }
+
+    /// The launch, writing to `out`; tn takes all of k in one piece.
+    pub fn spec(&self) -> Result<LaunchSpec> {
+        self.spec_in_pieces(self.choose()?, self.k)
+    }
+
+    /// Writes or adds a result that has the operands' dtype. A target of another one, the gradient of an input that is itself a
+    /// parameter, gets it by way of a copy.
+    pub fn write_into(mut self, device: &Device, target: &Target) -> Result<()> {
+        if self.m == 0 {
+            return Ok(());
+        }
+        if target.tensor.dtype() == self.dtype {
+            (self.out, self.accumulate) = (target.tensor.address()?, target.accumulate);
+            return device.run(&Plan::from_iter([self.spec()?]));
+        }
+        let copy = Tensor::empty(device, &[self.m, self.n], self.dtype)?;
+        self.out = copy.address()?;
+        device.run(&Plan::from_iter([self.spec()?]))?;
+        column_sum(&copy, 1, self.m * self.n, 1.0, target)
+    }
+
+    /// Adds the product, a gradient summed over tokens (tn), to `target`, or writes it there: through an f32 workspace of pieces that
+    /// are added in order, or straight when one piece is all.
+    pub fn sum_into(mut self, device: &Device, target: &Target) -> Result<()> {
+        let out = &target.tensor;
+        if self.k == 0 {
+            return if target.accumulate { Ok(()) } else { out.zero() };
+        }
+        let tile = self.choose()?;
+        let split = self.split(tile);
+        let pieces = self.k.div_ceil(split);
+        if pieces == 1 && out.dtype() == DType::F32 {
+            (self.out, self.accumulate) = (out.address()?, target.accumulate);
+            return device.run(&Plan::from_iter([self.spec_in_pieces(tile, split)?]));
+        }
+        let workspace = Tensor::empty(device, &[pieces, self.m, self.n], DType::F32)?;
+        (self.out, self.accumulate) = (workspace.address()?, false);
+        device.run(&Plan::from_iter([self.spec_in_pieces(tile, split)?]))?;
+        column_sum(&workspace, 1, self.m * self.n, 1.0, target)
+    }
+
+    /// Which tiles there are, which is taken, and why not the others.
+    #[cfg_attr(not(test), allow(dead_code))]
+    pub fn explain(&self) -> String {
+        let mut text = format!("{:?} [{}, {}, {}] {}:", self.layout, self.m, self.n, self.k, self.dtype);
+        for tile in &TILES {
+            match self.reject(tile) {
+                Some(reason) => {
+                    let _ = write!(text, " {}: no, {reason};", tile.name);
+                }
+                None => {
+                    let _ = write!(text, " {}: taken", tile.name);
+                    break;
+                }
+            }
+        }
+        text
+    }
+
+    fn choose(&self) -> Result<&'static Tile> {
+        let tile = TILES.iter().find(|tile| self.reject(tile).is_none()).unwrap_or(&TILES[TILES.len() - 1]);
+        let (rows, cols) = (self.m.div_ceil(tile.edge), self.n.div_ceil(tile.edge));
+        // The kernel counts tiles, eight rows of tiles at once, and steps of k in 32 bits.
+        let fits = rows.checked_mul(cols).is_some_and(|tiles| tiles <= i32::MAX as usize)
+            && cols <= 1 << 28
+            && self.k.div_ceil(tile.step) <= 1 << 30;
+        if fits {
+            return Ok(tile);
+        }
+        Err(Error::SizeOverflow { op: self.op, dims: vec![self.m, self.n, self.k] })
+    }
+
+    fn reject(&self, tile: &Tile) -> Option<&'static str> {
+        if tile.edge == 64 {
+            return None;
+        }
+        if self.dtype == DType::F32 {
+            return Some("f32 has one tile");
+        }
+        if self.m.min(self.n) <= 64 {
+            return Some("half of each tile would be empty");
+        }
+        let pieces = if self.layout == Layout::Tn { self.k.div_ceil(PIECE) } else { 1 };
+        let blocks = self.m.div_ceil(tile.edge).saturating_mul(self.n.div_ceil(tile.edge)).saturating_mul(pieces);
+        (blocks < ENOUGH_BLOCKS).then_some("too few blocks to fill a GPU")
+    }
+
+    /// How much of k one block of a tn product takes.
+    fn split(&self, tile: &Tile) -> usize {
+        let tiles = self.m.div_ceil(tile.edge).saturating_mul(self.n.div_ceil(tile.edge)).max(1);
+        let pieces = WANTED_BLOCKS.div_ceil(tiles).min(self.k.div_ceil(PIECE)).max(1);
+        self.k.div_ceil(pieces).next_multiple_of(32)
+    }
+
+    fn spec_in_pieces(&self, tile: &Tile, split: usize) -> Result<LaunchSpec> {
+        let kernel = by_dtype(self.op, self.dtype, &tile.kernels[self.layout as usize])?;
+        // Extents of an operand's rows in memory.
+        let (row_a, row_b) = match self.layout {
+            Layout::Nt => (self.k, self.k),
+            Layout::Nn => (self.k, self.n),
+            Layout::Tn => (self.m, self.n),
+        };
+        let low = self.low_rank.unwrap_or(LowRankFactors { a: 0, b: 0, rank: 0, scale: 0.0 });
+        let low_row_b = if self.layout == Layout::Nt { low.rank } else { self.n };
+        let vector = |address: u64, row: usize, flag: u32| {
+            let whole = address != 0 && aligned(&[address]) && row.is_multiple_of(pack(self.dtype));
+            if whole { flag } else { 0 }
+        };
+        let out_size = if self.layout == Layout::Tn { 4 } else { self.dtype.size() as u64 };
+        let pairs = self.n.is_multiple_of(2) && self.out.is_multiple_of(2 * out_size);
+        let flags = vector(self.a, row_a, VECTOR_A2)
+            | vector(self.b, row_b, VECTOR_B2)
+            | vector(low.a, low.rank, VECTOR_A1)
+            | vector(low.b, low_row_b, VECTOR_B1)
+            | if self.dropout.is_some() { DROPOUT } else { 0 }
+            | if self.accumulate { ACCUMULATE } else { 0 }
+            | if pairs { PAIRS } else { 0 };
+        // The kernel's masks only drop; what is kept is scaled together with the sum it is part of.
+        let keep = self.dropout.map_or(1.0, |d| f64::from(d.keep_scale));
+        let (low_keep, out_keep) = if self.layout == Layout::Nn { (keep, 1.0) } else { (1.0, keep) };
+        let (stream, threshold) = self.dropout.map_or((None, 0), |d| (Some(d.stream), d.threshold));
+        let params = GemmParams {
+            a1: low.a,
+            b1: low.b,
+            a2: self.a,
+            b2: self.b,
+            bias: self.bias,
+            out: self.out,
+            m: self.m as u64,
+            n: self.n as u64,
+            k1: low.rank as u64,
+            k2: self.k as u64,
+            split: split as u64,
+            seed: stream.map_or(0, |s| s.seed),
+            step: stream.map_or(0, |s| s.step),
+            site: stream.map_or(0, |s| s.site),
+            threshold,
+            flags,
+            low_scale: (low.scale * low_keep) as f32,
+            out_scale: (self.scale * out_keep) as f32,
+        };
+        let tiles = self.m.div_ceil(tile.edge) as u64 * self.n.div_ceil(tile.edge) as u64;
+        let pieces = if self.layout == Layout::Tn { self.k.div_ceil(split.max(1)) as u64 } else { 1 };
+        // A grid beyond the limit of launches is refused by the launcher.
+        let blocks = u32::try_from(tiles * pieces).unwrap_or(u32::MAX);
+        Ok(launch(kernel, blocks, &params))
+    }
+}
