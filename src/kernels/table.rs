@@ -176,4 +176,155 @@ const SCALE_ADD: Family = Family {
     ],
 };
 
-pub const FAMILIES: &[Family] = &[ACTIVATION, ADAMW, COLUMN_SUM, FROZEN_LINEAR, NORM, POOL, SCALE_ADD];
+/// Shared memory of an attention kernel for heads of width d: so many rows of its own side and of the other side, d + 4 f32 long, and
+/// so many rows of weights, 32 + 4 f32 long.
+const fn attention_shared(d: u32, own: u32, other: u32, weights: u32) -> u32 {
+    4 * ((own + other) * (d + 4) + weights * 36)
+}
+
+/// Forward takes 64 queries a block, backward 32 queries or 32 keys.
+const fn attention_forward(symbol: &'static str, d: u32, max_registers: u32) -> Row {
+    Row { symbol, threads: 256, shared_bytes: attention_shared(d, 64, 64, 64), max_registers }
+}
+
+const fn attention_dq(symbol: &'static str, d: u32, max_registers: u32) -> Row {
+    Row { symbol, threads: 128, shared_bytes: attention_shared(d, 64, 64, 32), max_registers }
+}
+
+const fn attention_dkv(symbol: &'static str, d: u32, max_registers: u32) -> Row {
+    Row { symbol, threads: 128, shared_bytes: attention_shared(d, 64, 64, 64), max_registers }
+}
+
+const ATTENTION_32: Family = Family {
+    source: "attention.cu",
+    class: Class::Portable,
+    defines: &[
+        ("ATTENTION_D", 32),
+        ("ATTENTION_COLUMNS", 32),
+        ("ATTENTION_FORWARD_THREADS", 256),
+        ("ATTENTION_BACKWARD_THREADS", 128),
+    ],
+    kernels: &[
+        attention_forward("attention_fwd_f32_d32_sm80", 32, 136),
+        attention_dq("attention_dq_f32_d32_sm80", 32, 176),
+        attention_dkv("attention_dkv_f32_d32_sm80", 32, 208),
+        attention_forward("attention_fwd_f16_d32_sm80", 32, 136),
+        attention_dq("attention_dq_f16_d32_sm80", 32, 176),
+        attention_dkv("attention_dkv_f16_d32_sm80", 32, 208),
+        attention_forward("attention_fwd_bf16_d32_sm80", 32, 136),
+        attention_dq("attention_dq_bf16_d32_sm80", 32, 176),
+        attention_dkv("attention_dkv_bf16_d32_sm80", 32, 208),
+    ],
+};
+
+const ATTENTION_64: Family = Family {
+    source: "attention.cu",
+    class: Class::Portable,
+    defines: &[
+        ("ATTENTION_D", 64),
+        ("ATTENTION_COLUMNS", 32),
+        ("ATTENTION_FORWARD_THREADS", 256),
+        ("ATTENTION_BACKWARD_THREADS", 128),
+    ],
+    kernels: &[
+        attention_forward("attention_fwd_f32_d64_sm80", 64, 136),
+        attention_dq("attention_dq_f32_d64_sm80", 64, 176),
+        attention_dkv("attention_dkv_f32_d64_sm80", 64, 176),
+        attention_forward("attention_fwd_f16_d64_sm80", 64, 136),
+        attention_dq("attention_dq_f16_d64_sm80", 64, 176),
+        attention_dkv("attention_dkv_f16_d64_sm80", 64, 176),
+        attention_forward("attention_fwd_bf16_d64_sm80", 64, 136),
+        attention_dq("attention_dq_bf16_d64_sm80", 64, 176),
+        attention_dkv("attention_dkv_bf16_d64_sm80", 64, 176),
+    ],
+};
+
+const ATTENTION_128: Family = Family {
+    source: "attention.cu",
+    class: Class::Portable,
+    defines: &[
+        ("ATTENTION_D", 128),
+        ("ATTENTION_COLUMNS", 32),
+        ("ATTENTION_FORWARD_THREADS", 256),
+        ("ATTENTION_BACKWARD_THREADS", 128),
+    ],
+    kernels: &[
+        attention_forward("attention_fwd_f32_d128_sm80", 128, 208),
+        attention_dq("attention_dq_f32_d128_sm80", 128, 208),
+        attention_dkv("attention_dkv_f32_d128_sm80", 128, 232),
+        attention_forward("attention_fwd_f16_d128_sm80", 128, 208),
+        attention_dq("attention_dq_f16_d128_sm80", 128, 208),
+        attention_dkv("attention_dkv_f16_d128_sm80", 128, 232),
+        attention_forward("attention_fwd_bf16_d128_sm80", 128, 208),
+        attention_dq("attention_dq_bf16_d128_sm80", 128, 208),
+        attention_dkv("attention_dkv_bf16_d128_sm80", 128, 232),
+    ],
+};
+
+const CROSS_ENTROPY: Family = Family {
+    source: "cross_entropy.cu",
+    class: Class::Portable,
+    defines: &[("CROSS_ENTROPY_THREADS", 256)],
+    kernels: &[
+        plain("cross_entropy_sum_f32_t256_sm80", 40),
+        plain("cross_entropy_rows_f32_w32_sm80", 40),
+        plain("cross_entropy_rows_f16_w32_sm80", 40),
+        plain("cross_entropy_rows_bf16_w32_sm80", 40),
+        plain("cross_entropy_bwd_f32_w32_sm80", 48),
+        plain("cross_entropy_bwd_f16_w32_sm80", 48),
+        plain("cross_entropy_bwd_bf16_w32_sm80", 48),
+        plain("cross_entropy_rows_f32_t256_sm80", 40),
+        plain("cross_entropy_rows_f16_t256_sm80", 40),
+        plain("cross_entropy_rows_bf16_t256_sm80", 40),
+        plain("cross_entropy_bwd_f32_t256_sm80", 48),
+        plain("cross_entropy_bwd_f16_t256_sm80", 48),
+        plain("cross_entropy_bwd_bf16_t256_sm80", 48),
+    ],
+};
+
+const EMBEDDING: Family = Family {
+    source: "embedding.cu",
+    class: Class::Portable,
+    defines: &[("EMBEDDING_FORWARD_THREADS", 256), ("EMBEDDING_BACKWARD_THREADS", 128), ("EMBEDDING_COLUMNS", 512)],
+    kernels: &[
+        plain("embedding_fwd_f32_t256_sm80", 32),
+        Row { symbol: "embedding_bwd_f32_c512_sm80", threads: 128, shared_bytes: 0, max_registers: 40 },
+        plain("embedding_fwd_f16_t256_sm80", 32),
+        Row { symbol: "embedding_bwd_f16_c512_sm80", threads: 128, shared_bytes: 0, max_registers: 40 },
+        plain("embedding_fwd_bf16_t256_sm80", 32),
+        Row { symbol: "embedding_bwd_bf16_c512_sm80", threads: 128, shared_bytes: 0, max_registers: 40 },
+    ],
+};
+
+const PATCH_EMBEDDING: Family = Family {
+    source: "patch_embedding.cu",
+    class: Class::Portable,
+    defines: &[("PATCH_EMBEDDING_THREADS", 256), ("PATCH_EMBEDDING_TILE", 64), ("PATCH_EMBEDDING_STEP", 16)],
+    kernels: &[
+        plain("patch_embedding_fwd_f32_t64_sm80", 96),
+        plain("patch_embedding_dpixels_f32_t64_sm80", 96),
+        plain("patch_embedding_sums_f32_c32_sm80", 40),
+        plain("patch_embedding_fwd_f16_t64_sm80", 96),
+        plain("patch_embedding_dpixels_f16_t64_sm80", 96),
+        plain("patch_embedding_sums_f16_c32_sm80", 40),
+        plain("patch_embedding_fwd_bf16_t64_sm80", 96),
+        plain("patch_embedding_dpixels_bf16_t64_sm80", 96),
+        plain("patch_embedding_sums_bf16_c32_sm80", 40),
+    ],
+};
+
+pub const FAMILIES: &[Family] = &[
+    ACTIVATION,
+    ADAMW,
+    ATTENTION_32,
+    ATTENTION_64,
+    ATTENTION_128,
+    COLUMN_SUM,
+    CROSS_ENTROPY,
+    EMBEDDING,
+    FROZEN_LINEAR,
+    NORM,
+    PATCH_EMBEDDING,
+    POOL,
+    SCALE_ADD,
+];

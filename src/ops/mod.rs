@@ -2,22 +2,31 @@
 
 pub mod activation;
 pub mod adamw;
+pub mod attention;
 pub mod column_sum;
+pub mod cross_entropy;
+pub mod embedding;
 pub mod frozen_linear;
 mod host;
 mod lanes;
 pub mod linear;
 mod math;
 pub mod norm;
+pub mod patch_embedding;
 mod plan;
 pub mod pool;
 mod product;
 pub mod scale_add;
+mod target;
 
 pub use activation::{Activation, activation};
+pub use attention::{AttentionOptions, attention};
+pub use cross_entropy::{CrossEntropyOptions, cross_entropy};
+pub use embedding::embedding;
 pub use frozen_linear::{LowRank, frozen_linear};
 pub use linear::linear;
 pub use norm::{layer_norm, rms_norm};
+pub use patch_embedding::patch_embedding;
 pub use pool::{Pooling, pool};
 pub use scale_add::{scale, scale_add};
 

@@ -98,7 +98,11 @@ impl ParamSetBuilder {
             draw(init, Stream::named(seed, 0, &param.name), &mut values[param.offset..param.offset + param.numel()]);
         }
         let master = Tensor::from_f32(device, &[self.len], &values, dtype.accumulator())?;
-        let working = if dtype == master.dtype() { master.clone() } else { master.cast(dtype)? };
+        let working = if dtype == master.dtype() {
+            master.clone()
+        } else {
+            Tensor::from_f32(device, &[self.len], &values, dtype)?
+        };
         Ok(ParamSet(Arc::new(Inner { params: self.params, master, working })))
     }
 }
