@@ -1,15 +1,15 @@
 //! graftwork: adapters on frozen models.
 
+pub mod adapters;
 pub mod autograd;
 pub mod device;
 pub mod dtype;
 pub mod error;
-pub mod optim;
-pub mod models;
-pub mod adapters;
 pub mod format;
 pub mod kernels;
+pub mod models;
 pub mod ops;
+pub mod optim;
 pub mod rng;
 pub mod shape;
 pub mod tensor;

@@ -150,7 +150,8 @@ fn five_adamw_steps_agree() {
         // is chance.
         let peft: Vec<Vec<f64>> =
             after.iter().map(|(name, _)| fixture.numbers(&format!("after.{}", fixture.peft_name(name)))).collect();
-        let [ours, exact] = [&after, &exact_after].map(|all| all.iter().flat_map(|(_, v)| v.clone()).collect::<Vec<_>>());
+        let [ours, exact] =
+            [&after, &exact_after].map(|all| all.iter().flat_map(|(_, v)| v.clone()).collect::<Vec<_>>());
         hold("parameters after five steps", &ours, &exact, &peft.concat(), 3.0);
     }
 }

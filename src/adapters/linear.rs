@@ -13,7 +13,10 @@ pub enum Slot {
     Frozen,
     Lora(Lora),
     /// The whole layer learns, in place of the frozen one.
-    Dense { weight: ParamId, bias: Option<ParamId> },
+    Dense {
+        weight: ParamId,
+        bias: Option<ParamId>,
+    },
 }
 
 #[derive(Clone, Debug)]

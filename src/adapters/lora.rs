@@ -101,11 +101,7 @@ impl LoraConfig {
     }
 }
 
-pub(super) fn attach(
-    config: &PeftConfig,
-    trunk: &mut dyn Trunk,
-    params: &mut ParamSetBuilder,
-) -> Result<AttachReport> {
+pub(super) fn attach(config: &PeftConfig, trunk: &mut dyn Trunk, params: &mut ParamSetBuilder) -> Result<AttachReport> {
     validate(config)?;
     for_targets(trunk, config, |linear, matcher| {
         let module = linear.name().to_string();

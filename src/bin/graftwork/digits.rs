@@ -69,8 +69,7 @@ impl Samples {
 
     pub fn batch(&self, indices: &[usize], device: &Device, dtype: graftwork::DType) -> Result<Batch> {
         let size = SIDE * SIDE;
-        let pixels: Vec<f32> =
-            indices.iter().flat_map(|&i| &self.pixels[i * size..(i + 1) * size]).copied().collect();
+        let pixels: Vec<f32> = indices.iter().flat_map(|&i| &self.pixels[i * size..(i + 1) * size]).copied().collect();
         let targets: Vec<i64> = indices.iter().map(|&i| self.labels[i]).collect();
         Ok(Batch {
             pixels: Tensor::from_f32(device, &[indices.len(), 1, SIDE, SIDE], &pixels, dtype)?,

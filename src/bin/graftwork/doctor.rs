@@ -116,8 +116,17 @@ fn device_findings(name: &str) -> DeviceFindings {
 
 fn describe(device: &Device) -> String {
     match device.gpu_info() {
-        Some(gpu) => gpu.to_string(),
-        None => "the reference".into(),
+        Ok(Some(gpu)) => {
+            let (major, minor) = gpu.driver_version;
+            let free = output::bytes(gpu.free_bytes);
+            let total = output::bytes(gpu.total_bytes);
+            format!(
+                "{}, sm_{}, {} multiprocessors, {free} of {total} free, driver for CUDA {major}.{minor}",
+                gpu.name, gpu.capability, gpu.multiprocessors
+            )
+        }
+        Ok(None) => "the reference".into(),
+        Err(error) => error.to_string(),
     }
 }
 

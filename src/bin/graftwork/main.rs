@@ -10,7 +10,7 @@ mod verify;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 #[derive(Parser)]
 #[command(
@@ -37,7 +37,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
+    let matches = Cli::command().get_matches();
+    let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    if let (Command::Finetune(args), Some((_, given))) = (&mut cli.command, matches.subcommand()) {
+        args.note_given(given);
+    }
+    let outcome = match cli.command {
         Command::Doctor(args) => doctor::run(&args),
         Command::Finetune(args) => finetune::run(&args),
         Command::Verify(args) => verify::run(&args),

@@ -108,10 +108,7 @@ impl Vit {
         };
         let embeddings = self.patch_weight.n() * self.patch_weight.k()
             + [&self.patch_bias, &self.class_token, &self.positions].map(|v| v.tensor().numel()).iter().sum::<usize>();
-        embeddings
-            + self.blocks.iter().map(block).sum::<usize>()
-            + norm(&self.norm)
-            + self.classifier.frozen_numel()
+        embeddings + self.blocks.iter().map(block).sum::<usize>() + norm(&self.norm) + self.classifier.frozen_numel()
     }
 }
 

@@ -63,7 +63,7 @@ pub struct Args {
     /// Modules that get a LoRA: names separated by commas, all-linear, or regex:PATTERN
     #[arg(long, default_value = "q_proj,v_proj")]
     pub targets: String,
-    /// Passes over the training images [default: 60, unless --steps is given]
+    /// Passes over the training images [default: 50, unless --steps is given]
     #[arg(long)]
     pub epochs: Option<u64>,
     /// Stop after this many optimizer steps, counted from the run's start: a resumed run goes on to it
@@ -76,13 +76,13 @@ pub struct Args {
     #[arg(long, default_value_t = 1)]
     pub accumulate: usize,
     /// Peak learning rate
-    #[arg(long, default_value_t = 3e-3)]
+    #[arg(long, default_value_t = 5e-3)]
     pub lr: f64,
     /// Decay after the warm-up [default: cosine over --epochs; constant when only --steps is given]
     #[arg(long, value_enum)]
     pub schedule: Option<DecayArg>,
     /// Steps of linear warm-up
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 55)]
     pub warmup: u64,
     #[arg(long, default_value_t = 0.01)]
     pub weight_decay: f64,
@@ -118,9 +118,12 @@ pub struct Args {
     /// Write the report as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Options that stand on the command line, as opposed to defaults; see [`Args::note_given`]
+    #[arg(skip)]
+    pub given: Vec<String>,
 }
 
-/// Everything that decides what a run computes. Part of every checkpoint; a resumed run must have the same.
+/// What a run computes. Part of every checkpoint: a resumed run has the same, whatever the defaults say then.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
     pub method: Method,
@@ -135,23 +138,24 @@ pub struct Recipe {
     pub clip: f64,
     pub seed: u64,
     pub dtype: String,
-    pub recompute: Recompute,
-    /// How the run was to end; not part of what must agree, since a resumed run may go further.
-    #[serde(skip)]
-    pub epochs: Option<u64>,
-    #[serde(skip)]
-    pub steps: Option<u64>,
-    #[serde(skip)]
-    pub lr: f64,
-    #[serde(skip)]
-    pub warmup: u64,
-    #[serde(skip)]
-    pub decay: Option<Decay>,
 }
 
-const DEFAULT_EPOCHS: u64 = 60;
+/// How the learning rate goes and where the run ends. Decided at the start, and kept by the checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pace {
+    pub schedule: Schedule,
+    pub last_step: u64,
+}
+
+const DEFAULT_EPOCHS: u64 = 50;
 
 impl Args {
+    /// Notes which options the user gave, so that resuming can tell a wish from a default.
+    pub fn note_given(&mut self, matches: &clap::ArgMatches) {
+        let given = |id: &&clap::Id| matches.value_source(id.as_str()) == Some(clap::parser::ValueSource::CommandLine);
+        self.given = matches.ids().filter(given).map(|id| id.as_str().to_string()).collect();
+    }
+
     pub fn recipe(&self, method: Method) -> Result<Recipe> {
         let bad = |argument, expected: &str, got: String| Error::Value {
             op: "finetune",
@@ -194,19 +198,42 @@ impl Args {
             clip: self.clip,
             seed: self.seed,
             dtype: self.dtype.clone(),
-            recompute: self.recompute,
-            epochs: self.epochs,
-            steps: self.steps,
-            lr: self.lr,
-            warmup: self.warmup,
-            decay: self.schedule.map(|d| match d {
-                DecayArg::Constant => Decay::Constant,
-                DecayArg::Linear => Decay::Linear,
-                DecayArg::Cosine => Decay::Cosine,
-            }),
         };
         recipe.lora()?;
         Ok(recipe)
+    }
+
+    /// The pace of a run that starts now over `samples` images. The schedule's horizon is --epochs if given, else --steps; a run with
+    /// --steps alone keeps its rate constant, so that it can be resumed to a later step and be the same run.
+    pub fn pace(&self, recipe: &Recipe, samples: usize) -> Result<Pace> {
+        let by_epochs = self.epochs.unwrap_or(DEFAULT_EPOCHS).saturating_mul(recipe.steps_per_epoch(samples));
+        let horizon = match (self.epochs, self.steps) {
+            (None, Some(steps)) => steps,
+            _ => by_epochs,
+        };
+        let decay = match self.schedule {
+            Some(DecayArg::Constant) => Decay::Constant,
+            Some(DecayArg::Linear) => Decay::Linear,
+            Some(DecayArg::Cosine) => Decay::Cosine,
+            None if self.steps.is_some() && self.epochs.is_none() => Decay::Constant,
+            None => Decay::Cosine,
+        };
+        let warmup = if decay == Decay::Constant { self.warmup } else { self.warmup.min(horizon) };
+        Ok(Pace {
+            schedule: Schedule::new(self.lr, decay, warmup, horizon)?,
+            last_step: self.last_step(recipe, samples, by_epochs),
+        })
+    }
+
+    /// Where the run stops: the smaller of what --steps and --epochs ask for; `planned` if neither is given.
+    pub fn last_step(&self, recipe: &Recipe, samples: usize, planned: u64) -> u64 {
+        let by_epochs = self.epochs.map(|epochs| epochs.saturating_mul(recipe.steps_per_epoch(samples)));
+        match (self.steps, by_epochs) {
+            (Some(steps), Some(most)) => steps.min(most),
+            (Some(steps), None) => steps,
+            (None, Some(most)) => most,
+            (None, None) => planned,
+        }
     }
 }
 
@@ -226,10 +253,9 @@ impl Recipe {
     pub fn peft(&self) -> Result<PeftConfig> {
         Ok(match self.method {
             Method::Lora => self.lora()?.to_peft(&["classifier"]),
-            Method::LinearProbe => PeftConfig {
-                modules_to_save: vec!["classifier".into()],
-                ..PeftConfig::new(Modules::Names(Vec::new()))
-            },
+            Method::LinearProbe => {
+                PeftConfig { modules_to_save: vec!["classifier".into()], ..PeftConfig::new(Modules::Names(Vec::new())) }
+            }
         })
     }
 
@@ -240,28 +266,5 @@ impl Recipe {
     /// Optimizer steps of one pass over `samples` images.
     pub fn steps_per_epoch(&self, samples: usize) -> u64 {
         samples.div_ceil(self.batch * self.accumulate) as u64
-    }
-
-    /// The step to stop at: the smaller of what --steps and --epochs ask for.
-    pub fn last_step(&self, samples: usize) -> u64 {
-        let by_epochs = |epochs: u64| epochs.saturating_mul(self.steps_per_epoch(samples));
-        match (self.steps, self.epochs) {
-            (Some(steps), Some(epochs)) => steps.min(by_epochs(epochs)),
-            (Some(steps), None) => steps,
-            (None, epochs) => by_epochs(epochs.unwrap_or(DEFAULT_EPOCHS)),
-        }
-    }
-
-    /// The schedule of a run that starts now. Its horizon is --epochs if given, else --steps; a run with --steps alone keeps its rate
-    /// constant, so that it can be resumed to a later step and be the same run.
-    pub fn schedule(&self, samples: usize) -> Result<Schedule> {
-        let only_steps = self.steps.is_some() && self.epochs.is_none();
-        let decay = self.decay.unwrap_or(if only_steps { Decay::Constant } else { Decay::Cosine });
-        let horizon = match (self.epochs, self.steps) {
-            (None, Some(steps)) => steps,
-            (epochs, _) => epochs.unwrap_or(DEFAULT_EPOCHS).saturating_mul(self.steps_per_epoch(samples)),
-        };
-        let warmup = if decay == Decay::Constant { self.warmup } else { self.warmup.min(horizon) };
-        Schedule::new(self.lr, decay, warmup, horizon)
     }
 }

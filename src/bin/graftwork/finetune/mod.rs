@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 pub use args::Args;
-use args::{Method, Recipe};
-use graftwork::{Device, Result};
+use args::{Method, Recompute};
+use graftwork::{Device, Error, Result};
 use report::{Report, RunReport};
 use train::Trainer;
 
@@ -34,8 +34,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let interrupt = train::Interrupt::install();
     let mut runs = Vec::new();
     for &method in &args.method {
-        let recipe = args.recipe(method)?;
-        let run = one(args, &recipe, &device, &digits, &interrupt)?;
+        let run = one(args, method, &device, &digits, &interrupt)?;
         let stopped = run.interrupted;
         runs.push(run);
         if stopped {
@@ -54,26 +53,35 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 /// One method from start to reloaded adapter.
 fn one(
     args: &Args,
-    recipe: &Recipe,
+    method: Method,
     device: &Device,
     digits: &Digits,
     interrupt: &train::Interrupt,
 ) -> Result<RunReport> {
-    let out = args.out.as_deref().map(|dir| method_dir(dir, recipe.method, args.method.len()));
-    let resume = args.resume.as_deref().map(|dir| method_dir(dir, recipe.method, args.method.len()));
-    let mut trainer = match &resume {
-        Some(dir) => resume::resume(dir, args, recipe, device, digits)?,
-        None => Trainer::start(setup::build(&args.trunk, recipe, device)?, recipe.clone(), digits)?,
+    let place = |dir: &Option<PathBuf>| dir.as_deref().map(|dir| method_dir(dir, method, args.method.len()));
+    let (out, resumed) = (place(&args.out), place(&args.resume));
+    let mut trainer = match &resumed {
+        Some(dir) => resume::resume(dir, args, method, device, digits)?,
+        None => {
+            let recipe = args.recipe(method)?;
+            let pace = args.pace(&recipe, digits.train.len())?;
+            Trainer::start(setup::build(&args.trunk, &recipe, device)?, recipe, pace, digits)?
+        }
     };
+    trainer.recompute_blocks = args.recompute == Recompute::Blocks;
+    let recipe = trainer.recipe.clone();
     println!("\n{}: {}", recipe.method.name(), trainer.model.summary);
+    if let Some(dir) = &out {
+        std::fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.clone(), source })?;
+    }
     let before = trainer.model.accuracy(&digits.test)?;
     let all_tracked = trainer.bytes_if_all_tracked()?;
     let trained = trainer.run(out.as_deref(), args.save_every, interrupt)?;
     let after = trainer.model.accuracy(&digits.test)?;
-    let saved_to = tempdir_unless(out.as_deref())?;
-    trainer.model.save_adapter(saved_to.path(), recipe)?;
-    let reloaded = setup::reload(&args.trunk, saved_to.path(), recipe, device)?.accuracy(&digits.test)?;
-    Ok(RunReport::new(recipe, &trainer, trained, [before, after, reloaded], all_tracked, out))
+    let saved_to = tempdir_unless(out.as_deref());
+    trainer.model.save_adapter(saved_to.path(), &recipe)?;
+    let reloaded = setup::reload(&args.trunk, saved_to.path(), &recipe, device)?.accuracy(&digits.test)?;
+    Ok(RunReport::new(&trainer, trained, [before, after, reloaded], all_tracked, out))
 }
 
 /// A directory per method when several are compared.
@@ -82,12 +90,11 @@ fn method_dir(dir: &Path, method: Method, methods: usize) -> PathBuf {
 }
 
 /// The run's own directory, or one that is removed afterwards: the adapter is saved and loaded back either way.
-fn tempdir_unless(out: Option<&Path>) -> Result<Place> {
-    if let Some(dir) = out {
-        return Ok(Place { path: dir.join("adapter"), temporary: false });
+fn tempdir_unless(out: Option<&Path>) -> Place {
+    match out {
+        Some(dir) => Place { path: dir.join("adapter"), temporary: false },
+        None => Place { path: std::env::temp_dir().join(format!("graftwork-{}", std::process::id())), temporary: true },
     }
-    let path = std::env::temp_dir().join(format!("graftwork-{}", std::process::id()));
-    Ok(Place { path, temporary: true })
 }
 
 struct Place {

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-use super::args::Recipe;
+use super::args::{Pace, Recipe};
 use super::train::{Trained, Trainer};
 use crate::output;
 
@@ -18,7 +18,7 @@ pub struct RunReport {
     pub accuracy_before: f64,
     pub accuracy_after: f64,
     pub accuracy_reloaded: f64,
-    pub losses: Vec<f32>,
+    pub losses: Vec<f64>,
     pub steps: u64,
     pub seconds_train: f64,
     pub steps_per_second: f64,
@@ -28,13 +28,12 @@ pub struct RunReport {
     pub retained_if_all_tracked_bytes: usize,
     pub interrupted: bool,
     pub recipe: Recipe,
-    pub schedule: graftwork::optim::Schedule,
+    pub pace: Pace,
     pub out: Option<PathBuf>,
 }
 
 impl RunReport {
     pub fn new(
-        recipe: &Recipe,
         trainer: &Trainer,
         trained: Trained,
         [before, after, reloaded]: [f64; 3],
@@ -44,7 +43,7 @@ impl RunReport {
         RunReport {
             task: "digits 5 to 9",
             device: trainer.model.trunk.device().name(),
-            method: recipe.method.name(),
+            method: trainer.recipe.method.name(),
             trainable_params: trainer.model.params.numel(),
             total_params: trainer.model.total_params,
             accuracy_before: before,
@@ -57,25 +56,33 @@ impl RunReport {
             retained_peak_bytes: trained.retained_peak_bytes,
             retained_if_all_tracked_bytes: all_tracked,
             interrupted: trained.interrupted,
-            recipe: recipe.clone(),
-            schedule: trainer.schedule,
+            recipe: trainer.recipe.clone(),
+            pace: trainer.pace,
             out,
         }
     }
 }
 
 /// The first run's fields at the top, and all runs in a list.
-#[derive(Serialize)]
 pub struct Report {
-    #[serde(flatten)]
-    first: Option<std::rc::Rc<RunReport>>,
-    runs: Vec<std::rc::Rc<RunReport>>,
+    runs: Vec<RunReport>,
+}
+
+impl Serialize for Report {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Shape<'a> {
+            #[serde(flatten)]
+            first: Option<&'a RunReport>,
+            runs: &'a [RunReport],
+        }
+        Shape { first: self.runs.first(), runs: &self.runs }.serialize(serializer)
+    }
 }
 
 impl Report {
     pub fn new(runs: Vec<RunReport>) -> Self {
-        let runs: Vec<_> = runs.into_iter().map(std::rc::Rc::new).collect();
-        Report { first: runs.first().cloned(), runs }
+        Report { runs }
     }
 
     pub fn table(&self) -> String {
@@ -92,7 +99,7 @@ impl Report {
             "kept for backward",
             "of all-tracked",
         ];
-        let rows: Vec<Vec<String>> = self.runs.iter().map(|r| row(r)).collect();
+        let rows: Vec<Vec<String>> = self.runs.iter().map(row).collect();
         output::table(&header, &rows)
     }
 }

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use graftwork::Result;
 use graftwork::autograd::{Grads, Tape, Var};
+use graftwork::format::checkpoint::Progress;
 use graftwork::ops::{CrossEntropyOptions, cross_entropy};
-use graftwork::optim::{AdamW, AdamWConfig, Schedule};
-use graftwork::{Result, Tensor};
+use graftwork::optim::{AdamW, AdamWConfig};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::args::{Recipe, Recompute};
+use super::args::{Pace, Recipe};
 use super::resume;
 use super::setup::Model;
 use crate::digits::{Digits, Samples};
@@ -19,9 +20,10 @@ use crate::digits::{Digits, Samples};
 pub struct Trainer<'a> {
     pub model: Model,
     pub recipe: Recipe,
-    pub schedule: Schedule,
+    pub pace: Pace,
+    pub recompute_blocks: bool,
     pub optimizer: AdamW,
-    pub losses: Vec<f32>,
+    pub losses: Vec<f64>,
     pub step: u64,
     train: &'a Samples,
     grads: Grads,
@@ -59,8 +61,7 @@ impl Interrupt {
 }
 
 impl<'a> Trainer<'a> {
-    pub fn start(model: Model, recipe: Recipe, digits: &'a Digits) -> Result<Self> {
-        let schedule = recipe.schedule(digits.train.len())?;
+    pub fn start(model: Model, recipe: Recipe, pace: Pace, digits: &'a Digits) -> Result<Self> {
         let config = AdamWConfig {
             weight_decay: recipe.weight_decay,
             clip_norm: (recipe.clip > 0.0).then_some(recipe.clip),
@@ -71,7 +72,8 @@ impl<'a> Trainer<'a> {
         Ok(Trainer {
             model,
             recipe,
-            schedule,
+            pace,
+            recompute_blocks: false,
             optimizer,
             losses: Vec::new(),
             step: 0,
@@ -84,7 +86,7 @@ impl<'a> Trainer<'a> {
     /// Steps until the recipe says stop, or Ctrl-C does. Checkpoints go to `out`.
     pub fn run(&mut self, out: Option<&Path>, save_every: Option<u64>, interrupt: &Interrupt) -> Result<Trained> {
         let first = self.step;
-        let last = self.recipe.last_step(self.train.len());
+        let last = self.pace.last_step;
         let bar = progress(first, last);
         let start = Instant::now();
         let mut interrupted = false;
@@ -122,7 +124,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// One optimizer step over `accumulate` micro-batches, each loss divided by the images of them all.
-    fn one_step(&mut self) -> Result<f32> {
+    fn one_step(&mut self) -> Result<f64> {
         let indices = self.indices(self.step);
         let mut loss = 0.0;
         for (i, part) in indices.chunks(self.recipe.batch).enumerate() {
@@ -132,19 +134,19 @@ impl<'a> Trainer<'a> {
         if self.step == 0 {
             self.grads.audit()?.require_learning()?;
         }
-        self.optimizer.step(&self.model.params, &self.grads, self.schedule.lr_at(self.step))?;
+        self.optimizer.step(&self.model.params, &self.grads, self.pace.schedule.lr_at(self.step))?;
         self.step += 1;
         self.losses.push(loss);
         Ok(loss)
     }
 
-    fn micro_batch(&mut self, indices: &[usize], whole: usize, micro_step: u64) -> Result<f32> {
+    fn micro_batch(&mut self, indices: &[usize], whole: usize, micro_step: u64) -> Result<f64> {
         let mut tape = Tape::training(&self.model.params, self.recipe.seed, micro_step as u32)
-            .recompute_blocks(self.recipe.recompute == Recompute::Blocks);
+            .recompute_blocks(self.recompute_blocks);
         let loss = self.loss(&mut tape, indices, whole)?;
         let done = tape.backward(&loss, &mut self.grads)?;
         self.peak_bytes = self.peak_bytes.max(done.ledger.peak_bytes());
-        Ok(loss.tensor().to_scalar()? as f32)
+        Ok(loss.tensor().to_scalar()?)
     }
 
     fn loss(&self, tape: &mut Tape, indices: &[usize], whole: usize) -> Result<Var> {
@@ -171,8 +173,16 @@ impl<'a> Trainer<'a> {
         Ok(tape.ledger().peak_bytes())
     }
 
-    pub fn moments(&self) -> (&Tensor, &Tensor) {
-        self.optimizer.moments()
+    /// Where the run stands, for a checkpoint.
+    pub fn progress(&self) -> Progress {
+        let per_epoch = self.recipe.steps_per_epoch(self.train.len()).max(1);
+        Progress {
+            step: self.step,
+            micro_step: self.step * self.recipe.accumulate as u64,
+            seed: self.recipe.seed,
+            epoch: self.step / per_epoch,
+            index: (self.step % per_epoch) * (self.recipe.batch * self.recipe.accumulate) as u64,
+        }
     }
 }
 
