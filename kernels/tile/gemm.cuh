@@ -49,7 +49,7 @@ static_assert(sizeof(GemmParams) == 120 && offsetof(GemmParams, m) == 48 && offs
                   offsetof(GemmParams, flags) == 108 && offsetof(GemmParams, out_scale) == 116,
               "mirrors GemmParams in src/ops/product.rs");
 
-// Bits of `flags`. The first four: the operand may be read 16 bytes at a time.
+// Bits of `flags`. The first four: the operand may be read 16 bytes at a time, and its rows have at most 2^24 elements.
 enum GemmFlag : uint32_t {
     VECTOR_A1 = 1,
     VECTOR_B1 = 2,
@@ -70,6 +70,12 @@ struct Matrix {
     size_t cols;
     bool vector;
 };
+
+// How many of the `span` lines of a tile that starts at `at` exist.
+__device__ __forceinline__ int left(size_t extent, size_t at, int span) {
+    const size_t rest = extent - at;
+    return rest < static_cast<size_t>(span) ? static_cast<int>(rest) : span;
+}
 
 // One block's share of a problem.
 template <Layout LAYOUT, int BM, int BN, int BK>

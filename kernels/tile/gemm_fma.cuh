@@ -22,25 +22,26 @@ struct StagedTile {
 
     float4 chunks[MINE];
 
-    // Reads the tile at (row, col) of a matrix; what lies outside is zero.
+    // Reads the tile at (row, col), a corner inside a matrix; what lies outside is zero.
     __device__ __forceinline__ void load(const Matrix& from, size_t row, size_t col) {
-        const float* data = static_cast<const float*>(from.data);
+        const float* corner = static_cast<const float*>(from.data) + row * from.stride + col;
+        const int rows = left(from.rows, row, ROWS), cols = left(from.cols, col, CHUNKS_PER_ROW * 4);
 #pragma unroll
         for (int i = 0; i < MINE; ++i) {
             const int mine = threadIdx.x + i * THREADS;
-            const size_t y = row + mine / CHUNKS_PER_ROW, x = col + mine % CHUNKS_PER_ROW * 4;
+            const int r = mine / CHUNKS_PER_ROW, c = mine % CHUNKS_PER_ROW * 4;
+            const int count = r < rows ? cols - c : 0;
             chunks[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (y < from.rows) {
-                const float* line = data + y * from.stride;
-                if (from.vector) {
-                    // cols is a multiple of 4 here, so a chunk lies inside as a whole or not at all.
-                    if (x < from.cols) chunks[i] = *reinterpret_cast<const float4*>(line + x);
-                } else {
-                    if (x < from.cols) chunks[i].x = line[x];
-                    if (x + 1 < from.cols) chunks[i].y = line[x + 1];
-                    if (x + 2 < from.cols) chunks[i].z = line[x + 2];
-                    if (x + 3 < from.cols) chunks[i].w = line[x + 3];
-                }
+            if (from.vector) {
+                // Rows are whole chunks long, so a chunk lies inside or outside; a tile's elements are counted in 32 bits.
+                const uint32_t offset = r * static_cast<uint32_t>(from.stride) + c;
+                if (count > 0) chunks[i] = *reinterpret_cast<const float4*>(corner + offset);
+            } else {
+                const float* chunk = corner + r * from.stride + c;
+                if (count > 0) chunks[i].x = chunk[0];
+                if (count > 1) chunks[i].y = chunk[1];
+                if (count > 2) chunks[i].z = chunk[2];
+                if (count > 3) chunks[i].w = chunk[3];
             }
         }
     }

@@ -36,30 +36,32 @@ struct SharedTile {
         return tile + row * CHUNKS_PER_ROW + (chunk ^ turn);
     }
 
-    // Starts the copy of the tile at (row, col) of a matrix. What lies outside becomes zero.
+    // Starts the copy of the tile at (row, col), a corner inside a matrix. What lies outside becomes zero.
     static __device__ __forceinline__ void fill(uint4* tile, const Matrix& from, size_t row, size_t col) {
-        const T* data = static_cast<const T*>(from.data);
+        const uint16_t* corner = static_cast<const uint16_t*>(from.data) + row * from.stride + col;
+        const int rows = left(from.rows, row, ROWS), cols = left(from.cols, col, COLS);
         if (from.vector) {
+            // A vector operand's rows are short enough to count a tile's elements in 32 bits, and whole chunks long, so that a chunk
+            // lies inside or outside.
+            const uint32_t stride = static_cast<uint32_t>(from.stride);
 #pragma unroll
             for (int i = 0; i < MINE; ++i) {
                 const int r = mine(i) / CHUNKS_PER_ROW, c = mine(i) % CHUNKS_PER_ROW;
-                const size_t y = row + r, x = col + c * 8;
-                // cols is a multiple of 8 here, so a chunk lies inside as a whole or not at all.
-                const bool inside = y < from.rows && x < from.cols;
-                ptx::cp_async_16(at(tile, r, c), inside ? data + y * from.stride + x : data, inside ? 16 : 0);
+                const bool inside = r < rows && c * 8 < cols;
+                const uint32_t offset = inside ? r * stride + c * 8 : 0;
+                ptx::cp_async_16(at(tile, r, c), corner + offset, inside ? 16 : 0);
             }
             return;
         }
 #pragma unroll 1
         for (int i = 0; i < MINE; ++i) {
             const int r = mine(i) / CHUNKS_PER_ROW, c = mine(i) % CHUNKS_PER_ROW;
-            const size_t y = row + r, x = col + c * 8;
-            const size_t left = y < from.rows && x < from.cols ? from.cols - x : 0;
-            const uint16_t* chunk = reinterpret_cast<const uint16_t*>(data) + y * from.stride + x;
+            const int count = r < rows ? cols - c * 8 : 0;
+            const uint16_t* chunk = corner + r * from.stride + c * 8;
             uint32_t words[4];
 #pragma unroll
             for (int w = 0; w < 4; ++w) {
-                const uint32_t low = 2 * w < left ? chunk[2 * w] : 0, high = 2 * w + 1 < left ? chunk[2 * w + 1] : 0;
+                const uint32_t low = 2 * w < count ? chunk[2 * w] : 0, high = 2 * w + 1 < count ? chunk[2 * w + 1] : 0;
                 words[w] = low | high << 16;
             }
             *at(tile, r, c) = make_uint4(words[0], words[1], words[2], words[3]);

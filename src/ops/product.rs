@@ -129,6 +129,9 @@ static TILES: [Tile; 2] = [
     },
 ];
 
+/// The kernels' 16-byte path counts the elements of a tile in 32 bits; longer rows take the other one.
+const LONGEST_VECTOR_ROW: usize = 1 << 24;
+
 /// Fewer blocks than this leave most of a GPU idle.
 const ENOUGH_BLOCKS: usize = 96;
 /// tn cuts k until there are about this many blocks, into pieces of at least `PIECE`. Both are constants, so that the order of a
@@ -261,7 +264,10 @@ impl Product {
         let low = self.low_rank.unwrap_or(LowRankFactors { a: 0, b: 0, rank: 0, scale: 0.0 });
         let low_row_b = if self.layout == Layout::Nt { low.rank } else { self.n };
         let vector = |address: u64, row: usize, flag: u32| {
-            let whole = address != 0 && aligned(&[address]) && row.is_multiple_of(pack(self.dtype));
+            let whole = address != 0
+                && row <= LONGEST_VECTOR_ROW
+                && aligned(&[address])
+                && row.is_multiple_of(pack(self.dtype));
             if whole { flag } else { 0 }
         };
         let out_size = if self.layout == Layout::Tn { 4 } else { self.dtype.size() as u64 };
