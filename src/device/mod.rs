@@ -37,6 +37,12 @@ pub(crate) enum Backend {
     Gpu(Box<dyn Launcher>),
 }
 
+/// Runs `work` on one of the CPU's worker threads. Ops called from there share their loops with the other workers at once; called
+/// from any other thread, each op is first handed over, which costs more than a small op itself. Worth it around a training loop.
+pub fn on_workers<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| work())
+}
+
 impl Device {
     fn of(backend: Backend) -> Self {
         Device(Arc::new(Inner { backend, allocated: AtomicIsize::new(0) }))

@@ -66,7 +66,9 @@ impl<'a, T: Real> In<'a, T> {
 fn widen<S: Element, T: Real>(from: &[S], to: &mut [T], convert: impl Fn(S) -> T + Sync) {
     for_rows(to, 4096, |block, out| {
         let from = &from[block * 4096..];
-        out.iter_mut().zip(from).for_each(|(o, &v)| *o = convert(v));
+        for (o, &v) in out.iter_mut().zip(from) {
+            *o = convert(v);
+        }
     });
 }
 
@@ -125,7 +127,9 @@ impl<'a, T: Real> Out<'a, T> {
 fn narrow<S: Element, T: Real>(from: &[T], to: &mut [S], convert: impl Fn(T) -> S + Sync) {
     for_rows(to, 4096, |block, out| {
         let from = &from[block * 4096..];
-        out.iter_mut().zip(from).for_each(|(o, &v)| *o = convert(v));
+        for (o, &v) in out.iter_mut().zip(from) {
+            *o = convert(v);
+        }
     });
 }
 
@@ -178,7 +182,11 @@ pub(crate) fn for_rows<T: Send>(out: &mut [T], width: usize, body: impl Fn(usize
     if out.len() < PARALLEL_FROM {
         vectorised(
             #[inline(always)]
-            || out.chunks_mut(width).enumerate().for_each(|(i, row)| body(i, row)),
+            || {
+                for (i, row) in out.chunks_mut(width).enumerate() {
+                    body(i, row);
+                }
+            },
         );
         return;
     }
@@ -186,7 +194,11 @@ pub(crate) fn for_rows<T: Send>(out: &mut [T], width: usize, body: impl Fn(usize
     out.par_chunks_mut(width * rows_each).enumerate().for_each(|(block, rows)| {
         vectorised(
             #[inline(always)]
-            || rows.chunks_mut(width).enumerate().for_each(|(i, row)| body(block * rows_each + i, row)),
+            || {
+                for (i, row) in rows.chunks_mut(width).enumerate() {
+                    body(block * rows_each + i, row);
+                }
+            },
         )
     });
 }
@@ -199,12 +211,16 @@ pub(crate) fn add_column_sums<T: Real>(values: &[T], width: usize, sums: &mut [T
         .map(|block| {
             let mut sum = vec![T::of(0.0); width];
             for row in block.chunks(width) {
-                sum.iter_mut().zip(row).for_each(|(s, &v)| *s += v);
+                for (s, &v) in sum.iter_mut().zip(row) {
+                    *s += v;
+                }
             }
             sum
         })
         .collect();
     for sum in partial {
-        sums.iter_mut().zip(sum).for_each(|(s, v)| *s += v);
+        for (s, v) in sums.iter_mut().zip(sum) {
+            *s += v;
+        }
     }
 }

@@ -12,9 +12,13 @@ pub(crate) fn sum<T: Real>(a: &[T], term: impl Fn(T) -> T) -> T {
     let mut sums = [T::of(0.0); LANES];
     let mut chunks = a.chunks_exact(LANES);
     for chunk in &mut chunks {
-        sums.iter_mut().zip(chunk).for_each(|(s, &v)| *s += term(v));
+        for (s, &v) in sums.iter_mut().zip(chunk) {
+            *s += term(v);
+        }
     }
-    sums.iter_mut().zip(chunks.remainder()).for_each(|(s, &v)| *s += term(v));
+    for (s, &v) in sums.iter_mut().zip(chunks.remainder()) {
+        *s += term(v);
+    }
     fold(sums)
 }
 
@@ -32,7 +36,9 @@ pub(crate) fn sum_pair<T: Real>(a: &[T], b: &[T], c: &[T], term: impl Fn(T, T, T
         }
     };
     let chunks = a.chunks_exact(LANES).zip(b.chunks_exact(LANES)).zip(c.chunks_exact(LANES));
-    chunks.for_each(|((a, b), c)| add(a, b, c));
+    for ((a, b), c) in chunks {
+        add(a, b, c);
+    }
     add(&a[whole..], &b[whole..], &c[whole..]);
     (fold(first), fold(second))
 }

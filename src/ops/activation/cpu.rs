@@ -22,14 +22,14 @@ pub fn forward<T: Real>(desc: &Desc, x: &Tensor, y: &Tensor) -> Result<()> {
     let (half, one) = (T::of(0.5), T::of(1.0));
     match desc.activation {
         // Written so that NaN passes.
-        Activation::Relu => map(&x, &mut out, |x| if x < T::of(0.0) { T::of(0.0) } else { x }),
+        Activation::Relu => map(&x, &mut out, move |x| if x < T::of(0.0) { T::of(0.0) } else { x }),
         Activation::Gelu => {
             let root_half = T::of(std::f64::consts::FRAC_1_SQRT_2);
-            map(&x, &mut out, |x| half * x * (one + (x * root_half).erf()));
+            map(&x, &mut out, move |x| half * x * (one + (x * root_half).erf()));
         }
-        Activation::GeluTanh => map(&x, &mut out, |x| half * x * (one + inner(x).tanh())),
-        Activation::QuickGelu => map(&x, &mut out, |x| x * sigmoid(T::of(QUICK) * x)),
-        Activation::Silu => map(&x, &mut out, |x| x * sigmoid(x)),
+        Activation::GeluTanh => map(&x, &mut out, move |x| half * x * (one + inner(x).tanh())),
+        Activation::QuickGelu => map(&x, &mut out, move |x| x * sigmoid(T::of(QUICK) * x)),
+        Activation::Silu => map(&x, &mut out, move |x| x * sigmoid(x)),
     }
     out.finish()
 }
@@ -41,26 +41,26 @@ pub fn backward<T: Real>(desc: &Desc, dy: &Tensor, x: &Tensor, target: &Target) 
     let add = target.accumulate;
     match desc.activation {
         Activation::Relu => {
-            zip(&dy, &x, &mut out, add, |dy, x| if x <= T::of(0.0) { T::of(0.0) } else { dy });
+            zip(&dy, &x, &mut out, add, move |dy, x| if x <= T::of(0.0) { T::of(0.0) } else { dy });
         }
         Activation::Gelu => {
             let root_half = T::of(std::f64::consts::FRAC_1_SQRT_2);
-            zip(&dy, &x, &mut out, add, |dy, x| {
+            zip(&dy, &x, &mut out, add, move |dy, x| {
                 let density = T::of(DENSITY) * (-half * x * x).exp();
                 dy * (half * (one + (x * root_half).erf()) + x * density)
             });
         }
-        Activation::GeluTanh => zip(&dy, &x, &mut out, add, |dy, x| {
+        Activation::GeluTanh => zip(&dy, &x, &mut out, add, move |dy, x| {
             let t = inner(x).tanh();
             let slope = T::of(ROOT) * (one + T::of(3.0 * CUBIC) * x * x);
             dy * (half * (one + t) + half * x * (one - t * t) * slope)
         }),
-        Activation::QuickGelu => zip(&dy, &x, &mut out, add, |dy, x| {
+        Activation::QuickGelu => zip(&dy, &x, &mut out, add, move |dy, x| {
             let u = T::of(QUICK) * x;
             let s = sigmoid(u);
             dy * (s + u * s * (one - s))
         }),
-        Activation::Silu => zip(&dy, &x, &mut out, add, |dy, x| {
+        Activation::Silu => zip(&dy, &x, &mut out, add, move |dy, x| {
             let s = sigmoid(x);
             dy * (s + x * s * (one - s))
         }),
@@ -80,27 +80,38 @@ fn inner<T: Real>(x: T) -> T {
 }
 
 #[inline(always)]
-fn map<T: Real>(x: &[T], out: &mut [T], f: impl Fn(T) -> T + Sync) {
-    for_rows(
-        out,
-        CHUNK,
-        #[inline(always)]
-        |i, row| row.iter_mut().zip(&x[i * CHUNK..]).for_each(|(o, &x)| *o = f(x)),
-    );
-}
-
-#[inline(always)]
-fn zip<T: Real>(dy: &[T], x: &[T], out: &mut [T], accumulate: bool, f: impl Fn(T, T) -> T + Sync) {
+fn map<T: Real>(x: &[T], out: &mut [T], f: impl Fn(T) -> T + Sync + Copy) {
     for_rows(
         out,
         CHUNK,
         #[inline(always)]
         |i, row| {
+            // A copy: what f has captured could otherwise be anywhere, the output included, and the loop would stay scalar.
+            let f = f;
+            for (o, &x) in row.iter_mut().zip(&x[i * CHUNK..]) {
+                *o = f(x);
+            }
+        },
+    );
+}
+
+#[inline(always)]
+fn zip<T: Real>(dy: &[T], x: &[T], out: &mut [T], accumulate: bool, f: impl Fn(T, T) -> T + Sync + Copy) {
+    for_rows(
+        out,
+        CHUNK,
+        #[inline(always)]
+        |i, row| {
+            let f = f;
             let values = row.iter_mut().zip(&dy[i * CHUNK..]).zip(&x[i * CHUNK..]);
             if accumulate {
-                values.for_each(|((o, &dy), &x)| *o += f(dy, x));
+                for ((o, &dy), &x) in values {
+                    *o += f(dy, x);
+                }
             } else {
-                values.for_each(|((o, &dy), &x)| *o = f(dy, x));
+                for ((o, &dy), &x) in values {
+                    *o = f(dy, x);
+                }
             }
         },
     );

@@ -128,6 +128,8 @@ fn update<T: Real>(desc: &Desc, clip: T, keep: T, step: T, (p, g, m, v): (&mut [
             *g = T::of(0.0);
         });
     } else {
-        values.for_each(|(((p, g), m), v)| each(p, *g, m, v));
+        for (((p, g), m), v) in values {
+            each(p, *g, m, v);
+        }
     }
 }

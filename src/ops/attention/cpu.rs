@@ -93,7 +93,9 @@ pub fn backward<T: Real>(
                 let start = (item * h + head) * each + starts[input] + i * sizes.d;
                 let values = &heads[start..start + d];
                 if target.accumulate {
-                    out.iter_mut().zip(values).for_each(|(o, &v)| *o += v);
+                    for (o, &v) in out.iter_mut().zip(values) {
+                        *o += v;
+                    }
                 } else {
                     out.copy_from_slice(values);
                 }
@@ -217,7 +219,9 @@ impl<T: Real> Head<'_, T> {
         for first in (0..self.desc.s).step_by(LANES) {
             for j in first..(first + LANES).min(self.desc.s) {
                 let from = &source[start + j * self.desc.width()..][..d];
-                from.iter().enumerate().for_each(|(c, &v)| out[c * row + j] = v);
+                for (c, &v) in from.iter().enumerate() {
+                    out[c * row + j] = v;
+                }
             }
         }
     }
@@ -230,15 +234,23 @@ impl<T: Real> Head<'_, T> {
         let scale = T::of(self.desc.scale);
         product(scores, By::Rows(q, stride), keys, [rows, self.desc.d, row], false);
         for (i, line) in scores.chunks_mut(row).take(rows).enumerate() {
-            line.iter_mut().for_each(|x| *x *= scale);
+            for x in line.iter_mut() {
+                *x *= scale;
+            }
             if let (Some(mask), Some(at)) = (&self.inputs.mask, &self.desc.mask) {
                 let item = (self.index / self.desc.h) * at.batch_stride + (self.index % self.desc.h) * at.head_stride;
                 let start = item + (first + i) * s;
                 match mask {
-                    Mask::Added(values) => line.iter_mut().zip(&values[start..start + s]).for_each(|(x, &m)| *x += m),
+                    Mask::Added(values) => {
+                        for (x, &m) in line.iter_mut().zip(&values[start..start + s]) {
+                            *x += m;
+                        }
+                    }
                     Mask::Kept(keep) => {
                         let keep = &keep[start..start + s];
-                        line.iter_mut().zip(keep).for_each(|(x, &k)| *x = if k == 0 { hidden } else { *x });
+                        for (x, &k) in line.iter_mut().zip(keep) {
+                            *x = if k == 0 { hidden } else { *x };
+                        }
                     }
                 }
             }
@@ -268,7 +280,9 @@ impl<T: Real> Head<'_, T> {
                     // Nothing is seen: zeros, even where V holds NaN.
                     y.fill(weight);
                 } else {
-                    y.iter_mut().for_each(|v| *v *= weight);
+                    for v in y.iter_mut() {
+                        *v *= weight;
+                    }
                 }
             }
         }
@@ -304,7 +318,9 @@ impl<T: Real> Head<'_, T> {
             self.scores(q, d, first, rows, &scratch.keys, scores);
             for (i, line) in scores.chunks_mut(row).enumerate() {
                 let lse = lse[(item * t + first + i) * self.desc.h + head];
-                line.iter_mut().for_each(|x| *x = (*x - lse).exp());
+                for x in line.iter_mut() {
+                    *x = (*x - lse).exp();
+                }
             }
             if !dv.is_empty() {
                 product(dv, By::Columns(scores, row), dy, [s, rows, d], true);
@@ -316,7 +332,9 @@ impl<T: Real> Head<'_, T> {
             product(slopes, By::Rows(dy, d), &packed.values, [rows, self.desc.d, row], false);
             for (p, slope) in scores.chunks(row).zip(slopes.chunks_mut(row)) {
                 let mean = sum_of_products(p, slope);
-                slope.iter_mut().zip(p).for_each(|(x, &p)| *x = p * (*x - mean) * scale);
+                for (x, &p) in slope.iter_mut().zip(p) {
+                    *x = p * (*x - mean) * scale;
+                }
             }
             if !dq.is_empty() {
                 let dq = &mut dq[first * d..(first + rows) * d];
@@ -335,7 +353,9 @@ impl<T: Real> Head<'_, T> {
 fn softmax<T: Real>(line: &mut [T]) -> (T, T) {
     let mut lanes = [T::of(f64::NEG_INFINITY); LANES];
     for chunk in line.chunks_exact(LANES) {
-        lanes.iter_mut().zip(chunk).for_each(|(m, &x)| *m = x.maximum(*m));
+        for (m, &x) in lanes.iter_mut().zip(chunk) {
+            *m = x.maximum(*m);
+        }
     }
     let max = lanes.into_iter().reduce(|a, b| a.maximum(b)).unwrap_or(T::of(f64::NEG_INFINITY));
     if max == T::of(f64::NEG_INFINITY) {
@@ -357,7 +377,9 @@ fn softmax<T: Real>(line: &mut [T]) -> (T, T) {
 fn sum_of_products<T: Real>(a: &[T], b: &[T]) -> T {
     let mut lanes = [T::of(0.0); LANES];
     for (a, b) in a.chunks_exact(LANES).zip(b.chunks_exact(LANES)) {
-        lanes.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (&a, &b))| *sum += a * b);
+        for (sum, (&a, &b)) in lanes.iter_mut().zip(a.iter().zip(b)) {
+            *sum += a * b;
+        }
     }
     lanes.into_iter().sum()
 }

@@ -23,7 +23,9 @@ pub fn run<T: Real>(desc: &Desc, x: &Tensor, target: &Target) -> Result<()> {
             #[inline(always)]
             |row, first, sums| {
                 let from = &part[row * cols + first..];
-                sums.iter_mut().zip(from).for_each(|(s, &v)| *s += v);
+                for (s, &v) in sums.iter_mut().zip(from) {
+                    *s += v;
+                }
             },
         );
     }
@@ -48,7 +50,11 @@ pub(crate) fn ordered<T: Real>(
     let block_sum = |block: usize, first: usize, sums: &mut [T]| {
         vectorised(
             #[inline(always)]
-            || (block * BLOCK..rows.min((block + 1) * BLOCK)).for_each(|row| add(row, first, sums)),
+            || {
+                for row in (block * BLOCK..rows.min((block + 1) * BLOCK)) {
+                    add(row, first, sums);
+                }
+            },
         )
     };
     let finish = |out: &mut [T], total: &[T]| {
@@ -62,14 +68,18 @@ pub(crate) fn ordered<T: Real>(
         for block in 0..blocks {
             sums[..width].fill(T::of(0.0));
             block_sum(block, tile * TILE, &mut sums[..width]);
-            total.iter_mut().zip(&sums[..width]).for_each(|(t, &s)| *t += s);
+            for (t, &s) in total.iter_mut().zip(&sums[..width]) {
+                *t += s;
+            }
         }
         finish(out, &total[..width]);
     };
     let tiles = cols.div_ceil(TILE);
     // Two thousand elements are too few to wake another thread for.
     if rows * cols < 32 * BLOCK || tiles.max(blocks) == 1 {
-        out.chunks_mut(TILE).enumerate().for_each(|(tile, out)| by_columns(tile, out));
+        for (tile, out) in out.chunks_mut(TILE).enumerate() {
+            by_columns(tile, out);
+        }
     } else if tiles >= blocks {
         out.par_chunks_mut(TILE).enumerate().for_each(|(tile, out)| by_columns(tile, out));
     } else {
@@ -77,7 +87,9 @@ pub(crate) fn ordered<T: Real>(
         partial.par_chunks_mut(cols).enumerate().for_each(|(block, sums)| block_sum(block, 0, sums));
         let mut total = vec![T::of(0.0); cols];
         for sums in partial.chunks(cols) {
-            total.iter_mut().zip(sums).for_each(|(t, &s)| *t += s);
+            for (t, &s) in total.iter_mut().zip(sums) {
+                *t += s;
+            }
         }
         for_rows(out, cols, |_, out| finish(out, &total));
     }

@@ -83,9 +83,13 @@ pub fn backward<T: Real>(
             let (x, lse) = (&x[i * desc.c..][..desc.c], lse[i]);
             let gradient = |x: T| scale * ((x - lse).exp() - each);
             if add {
-                row.iter_mut().zip(x).for_each(|(o, &x)| *o += gradient(x));
+                for (o, &x) in row.iter_mut().zip(x) {
+                    *o += gradient(x);
+                }
             } else {
-                row.iter_mut().zip(x).for_each(|(o, &x)| *o = gradient(x));
+                for (o, &x) in row.iter_mut().zip(x) {
+                    *o = gradient(x);
+                }
             }
             row[y] += -(scale * hit);
         },
@@ -102,7 +106,9 @@ fn row_loss<T: Real>(x: &[T], y: usize, smoothing: f64) -> (T, T) {
         *m = x.maximum(*m);
     }
     for chunk in chunks {
-        lanes.iter_mut().zip(chunk).for_each(|(m, &x)| *m = x.maximum(*m));
+        for (m, &x) in lanes.iter_mut().zip(chunk) {
+            *m = x.maximum(*m);
+        }
     }
     let max = lanes.into_iter().reduce(|a, b| a.maximum(b)).unwrap_or(x[y]);
     let (mut sums, mut totals) = ([T::of(0.0); LANES], [T::of(0.0); LANES]);

@@ -30,8 +30,12 @@ pub fn table_gradient<T: Real>(desc: &Desc, ids: &Tensor, dy: &Tensor, target: &
     let ids = checked_ids(desc, ids)?;
     // starts[w] .. starts[w + 1] of `order` are the places of id w, in order: a counting sort is stable.
     let mut starts = vec![0usize; desc.v + 1];
-    ids.iter().for_each(|&w| starts[w + 1] += 1);
-    (0..desc.v).for_each(|w| starts[w + 1] += starts[w]);
+    for &w in ids.iter() {
+        starts[w + 1] += 1;
+    }
+    for w in (0..desc.v) {
+        starts[w + 1] += starts[w];
+    }
     let mut next = starts.clone();
     let mut order = vec![0usize; ids.len()];
     for (i, &w) in ids.iter().enumerate() {
@@ -51,7 +55,9 @@ pub fn table_gradient<T: Real>(desc: &Desc, ids: &Tensor, dy: &Tensor, target: &
                 row.fill(T::of(0.0));
             }
             for &i in &order[starts[w]..starts[w + 1]] {
-                row.iter_mut().zip(&dy[i * desc.d..][..desc.d]).for_each(|(o, &g)| *o += g);
+                for (o, &g) in row.iter_mut().zip(&dy[i * desc.d..][..desc.d]) {
+                    *o += g;
+                }
             }
         },
     );

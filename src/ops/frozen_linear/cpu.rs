@@ -63,7 +63,9 @@ pub fn input_gradient<T: Real>(
                 gemm(MatMut::new(&mut through, m, k), None, u, a, scale);
                 apply_mask(&mut through, dropout);
                 for_rows(&mut out, k, |i, row| {
-                    row.iter_mut().zip(&through[i * k..]).for_each(|(o, &v)| *o += v);
+                    for (o, &v) in row.iter_mut().zip(&through[i * k..]) {
+                        *o += v;
+                    }
                 });
             }
         }
@@ -120,7 +122,9 @@ fn apply_mask<T: Real>(values: &mut [T], dropout: &Dropout) {
             let first = (index * BLOCK / 4) as u64;
             for (i, four) in block.chunks_mut(4).enumerate() {
                 let factors = dropout.factors(first + i as u64);
-                four.iter_mut().zip(factors).for_each(|(v, f)| *v *= T::of(f64::from(f)));
+                for (v, f) in four.iter_mut().zip(factors) {
+                    *v *= T::of(f64::from(f));
+                }
             }
         },
     );

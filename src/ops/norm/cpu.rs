@@ -32,8 +32,16 @@ pub fn forward<T: Real>(
             let (mean, rho) = of_row(desc.kind, &stored, i);
             let values = row.iter_mut().zip(&x[i * desc.d..]).zip(gamma);
             match beta {
-                Some(beta) => values.zip(beta).for_each(|(((o, &x), &g), &b)| *o = (x - mean) * rho * g + b),
-                None => values.for_each(|((o, &x), &g)| *o = (x - mean) * rho * g),
+                Some(beta) => {
+                    for (((o, &x), &g), &b) in values.zip(beta) {
+                        *o = (x - mean) * rho * g + b;
+                    }
+                }
+                None => {
+                    for ((o, &x), &g) in values {
+                        *o = (x - mean) * rho * g;
+                    }
+                }
             }
         },
     );
@@ -72,7 +80,11 @@ fn for_measured<T: Real>(stored: &mut [T], desc: &Desc, body: impl Fn(usize, &mu
     let group = |(block, part): (usize, &mut [T])| {
         crate::ops::host::vectorised(
             #[inline(always)]
-            || part.chunks_mut(width).enumerate().for_each(|(i, s)| body(block * rows + i, s)),
+            || {
+                for (i, s) in part.chunks_mut(width).enumerate() {
+                    body(block * rows + i, s);
+                }
+            },
         )
     };
     if desc.m <= 2 * rows {
@@ -120,9 +132,13 @@ pub fn input_gradient<T: Real>(
             let dx = |dy: T, x: T, g: T| rho * (dy * g - centre - (x - mean) * rho * along);
             let values = row.iter_mut().zip(dy).zip(x).zip(gamma);
             if target.accumulate {
-                values.for_each(|(((o, &dy), &x), &g)| *o += dx(dy, x, g));
+                for (((o, &dy), &x), &g) in values {
+                    *o += dx(dy, x, g);
+                }
             } else {
-                values.for_each(|(((o, &dy), &x), &g)| *o = dx(dy, x, g));
+                for (((o, &dy), &x), &g) in values {
+                    *o = dx(dy, x, g);
+                }
             }
         },
     );
@@ -149,7 +165,9 @@ pub fn gamma_gradient<T: Real>(
             let (mean, rho) = of_row(desc.kind, &stored, row);
             let at = row * desc.d + first;
             let values = sums.iter_mut().zip(&dy[at..]).zip(&x[at..]);
-            values.for_each(|((s, &dy), &x)| *s += dy * ((x - mean) * rho));
+            for ((s, &dy), &x) in values {
+                *s += dy * ((x - mean) * rho);
+            }
         },
     );
     out.finish()

@@ -23,7 +23,11 @@ pub fn forward<T: Real>(desc: &Desc, pixels: &Tensor, operands: &Operands, y: &T
         #[inline(always)]
         |row, out| {
             let (item, token) = (row / desc.t(), row % desc.t());
-            let add = |out: &mut [T], values: &[T]| out.iter_mut().zip(values).for_each(|(o, &v)| *o += v);
+            let add = |out: &mut [T], values: &[T]| {
+                for (o, &v) in out.iter_mut().zip(values) {
+                    *o += v;
+                }
+            };
             match &cls {
                 Some(cls) if token == 0 => out.copy_from_slice(cls),
                 _ => {
@@ -62,7 +66,9 @@ pub fn pixel_gradient<T: Real>(desc: &Desc, dy: &Tensor, weight: &Tensor, target
         |strip, out| {
             let values = &unfolded[strip_start(desc, strip)..][..desc.patch];
             if add {
-                out.iter_mut().zip(values).for_each(|(o, &v)| *o += v);
+                for (o, &v) in out.iter_mut().zip(values) {
+                    *o += v;
+                }
             } else {
                 out.copy_from_slice(values);
             }
@@ -88,7 +94,9 @@ pub fn token_sums<T: Real>(desc: &Desc, sum: &Sum, dy: &Tensor, target: &Target)
             for item in 0..desc.b {
                 let start = (item * desc.t() + sum.base + group) * d;
                 for row in dy[start..start + sum.inner * d].chunks_exact(d) {
-                    out.iter_mut().zip(row).for_each(|(o, &g)| *o += g);
+                    for (o, &g) in out.iter_mut().zip(row) {
+                        *o += g;
+                    }
                 }
             }
         },

@@ -10,14 +10,19 @@ const CHUNK: usize = 2048;
 
 pub fn run<T: Real>(desc: &Desc, base: Option<&Tensor>, z: &Tensor, y: &Tensor) -> Result<()> {
     let z = In::<T>::of(OP, z)?;
-    let (z, s): (&[T], T) = (&z, T::of(desc.scale));
+    let (z, scale): (&[T], T) = (&z, T::of(desc.scale));
     let Some(base) = base else {
         let mut out = Out::<T>::of(OP, y)?;
         for_rows(
             &mut out,
             CHUNK,
             #[inline(always)]
-            |i, row| row.iter_mut().zip(&z[i * CHUNK..]).for_each(|(o, &z)| *o = s * z),
+            |i, row| {
+                let s = scale;
+                for (o, &z) in row.iter_mut().zip(&z[i * CHUNK..]) {
+                    *o = s * z;
+                }
+            },
         );
         return out.finish();
     };
@@ -27,7 +32,12 @@ pub fn run<T: Real>(desc: &Desc, base: Option<&Tensor>, z: &Tensor, y: &Tensor) 
             &mut out,
             CHUNK,
             #[inline(always)]
-            |i, row| row.iter_mut().zip(&z[i * CHUNK..]).for_each(|(o, &z)| *o += s * z),
+            |i, row| {
+                let s = scale;
+                for (o, &z) in row.iter_mut().zip(&z[i * CHUNK..]) {
+                    *o += s * z;
+                }
+            },
         );
         return out.finish();
     }
@@ -40,8 +50,11 @@ pub fn run<T: Real>(desc: &Desc, base: Option<&Tensor>, z: &Tensor, y: &Tensor) 
             CHUNK,
             #[inline(always)]
             |i, row| {
+                let s = scale;
                 let (x, z) = (&x[i * CHUNK..], &z[i * CHUNK..]);
-                row.iter_mut().zip(x).zip(z).for_each(|((o, &x), &z)| *o = x + s * z);
+                for ((o, &x), &z) in row.iter_mut().zip(x).zip(z) {
+                    *o = x + s * z;
+                }
             },
         );
     } else {
@@ -50,8 +63,11 @@ pub fn run<T: Real>(desc: &Desc, base: Option<&Tensor>, z: &Tensor, y: &Tensor) 
             desc.inner,
             #[inline(always)]
             |i, row| {
+                let s = scale;
                 let x = &x[i * desc.inner..];
-                row.iter_mut().zip(x).zip(z).for_each(|((o, &x), &z)| *o = x + s * z);
+                for ((o, &x), &z) in row.iter_mut().zip(x).zip(z) {
+                    *o = x + s * z;
+                }
             },
         );
     }

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 pub use args::Args;
 use args::{Method, Recompute};
+use graftwork::device::on_workers;
 use graftwork::{Device, Error, Result};
 use report::{Report, RunReport};
 use train::Trainer;
@@ -34,7 +35,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let interrupt = train::Interrupt::install();
     let mut runs = Vec::new();
     for &method in &args.method {
-        let run = one(args, method, &device, &digits, &interrupt)?;
+        let run = on_workers(|| one(args, method, &device, &digits, &interrupt))?;
         let stopped = run.interrupted;
         runs.push(run);
         if stopped {
