@@ -23,7 +23,9 @@ pub fn run<T: Real>(desc: &Desc, x: &Tensor, target: &Target) -> Result<()> {
             #[inline(always)]
             |row, first, sums| {
                 let from = &part[row * cols + first..];
-                sums.iter_mut().zip(from).for_each(|(s, &v)| *s += v);
+                for (s, &v) in sums.iter_mut().zip(from) {
+                    *s += v;
+                }
             },
         );
     }
@@ -48,7 +50,11 @@ pub(crate) fn ordered<T: Real>(
     let block_sum = |block: usize, first: usize, sums: &mut [T]| {
         vectorised(
             #[inline(always)]
-            || (block * BLOCK..rows.min((block + 1) * BLOCK)).for_each(|row| add(row, first, sums)),
+            || {
+                for row in block * BLOCK..rows.min((block + 1) * BLOCK) {
+                    add(row, first, sums);
+                }
+            },
         )
     };
     let finish = |out: &mut [T], total: &[T]| {

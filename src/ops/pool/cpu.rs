@@ -27,8 +27,16 @@ pub fn backward<T: Real>(desc: &Desc, dy: &Tensor, target: &Target) -> Result<()
             let counts = pooling == Pooling::Mean || row % t == 0;
             let values = out.iter_mut().zip(&dy[row / t * d..]);
             match (counts, target.accumulate) {
-                (true, true) => values.for_each(|(o, &g)| *o += factor * g),
-                (true, false) => values.for_each(|(o, &g)| *o = factor * g),
+                (true, true) => {
+                    for (o, &g) in values {
+                        *o += factor * g;
+                    }
+                }
+                (true, false) => {
+                    for (o, &g) in values {
+                        *o = factor * g;
+                    }
+                }
                 (false, true) => {}
                 (false, false) => out.fill(zero),
             }

@@ -17,7 +17,12 @@ pub fn run<T: Real>(desc: &Desc, base: Option<&Tensor>, z: &Tensor, y: &Tensor) 
             &mut out,
             CHUNK,
             #[inline(always)]
-            |i, row| row.iter_mut().zip(&z[i * CHUNK..]).for_each(|(o, &z)| *o = s * z),
+            |i, row| {
+                let s = s;
+                for (o, &z) in row.iter_mut().zip(&z[i * CHUNK..]) {
+                    *o = s * z;
+                }
+            },
         );
         return out.finish();
     };
@@ -27,7 +32,12 @@ pub fn run<T: Real>(desc: &Desc, base: Option<&Tensor>, z: &Tensor, y: &Tensor) 
             &mut out,
             CHUNK,
             #[inline(always)]
-            |i, row| row.iter_mut().zip(&z[i * CHUNK..]).for_each(|(o, &z)| *o += s * z),
+            |i, row| {
+                let s = s;
+                for (o, &z) in row.iter_mut().zip(&z[i * CHUNK..]) {
+                    *o += s * z;
+                }
+            },
         );
         return out.finish();
     }
@@ -41,7 +51,10 @@ pub fn run<T: Real>(desc: &Desc, base: Option<&Tensor>, z: &Tensor, y: &Tensor) 
             #[inline(always)]
             |i, row| {
                 let (x, z) = (&x[i * CHUNK..], &z[i * CHUNK..]);
-                row.iter_mut().zip(x).zip(z).for_each(|((o, &x), &z)| *o = x + s * z);
+                let s = s;
+                for ((o, &x), &z) in row.iter_mut().zip(x).zip(z) {
+                    *o = x + s * z;
+                }
             },
         );
     } else {
@@ -51,7 +64,10 @@ pub fn run<T: Real>(desc: &Desc, base: Option<&Tensor>, z: &Tensor, y: &Tensor) 
             #[inline(always)]
             |i, row| {
                 let x = &x[i * desc.inner..];
-                row.iter_mut().zip(x).zip(z).for_each(|((o, &x), &z)| *o = x + s * z);
+                let s = s;
+                for ((o, &x), &z) in row.iter_mut().zip(x).zip(z) {
+                    *o = x + s * z;
+                }
             },
         );
     }
