@@ -1,4 +1,5 @@
-//! The reference: one pass, a row of z at a time.
+//! The reference: one pass, a row of z at a time. Each row takes the scale into a variable of its own: what a closure captures is
+//! loaded again after every store.
 
 use super::{Desc, OP};
 use crate::error::Result;
@@ -10,7 +11,7 @@ const CHUNK: usize = 2048;
 
 pub fn run<T: Real>(desc: &Desc, base: Option<&Tensor>, z: &Tensor, y: &Tensor) -> Result<()> {
     let z = In::<T>::of(OP, z)?;
-    let (z, s): (&[T], T) = (&z, T::of(desc.scale));
+    let (z, scale): (&[T], T) = (&z, T::of(desc.scale));
     let Some(base) = base else {
         let mut out = Out::<T>::of(OP, y)?;
         for_rows(
@@ -18,7 +19,7 @@ pub fn run<T: Real>(desc: &Desc, base: Option<&Tensor>, z: &Tensor, y: &Tensor) 
             CHUNK,
             #[inline(always)]
             |i, row| {
-                let s = s;
+                let s = scale;
                 for (o, &z) in row.iter_mut().zip(&z[i * CHUNK..]) {
                     *o = s * z;
                 }
@@ -33,7 +34,7 @@ pub fn run<T: Real>(desc: &Desc, base: Option<&Tensor>, z: &Tensor, y: &Tensor) 
             CHUNK,
             #[inline(always)]
             |i, row| {
-                let s = s;
+                let s = scale;
                 for (o, &z) in row.iter_mut().zip(&z[i * CHUNK..]) {
                     *o += s * z;
                 }
@@ -51,7 +52,7 @@ pub fn run<T: Real>(desc: &Desc, base: Option<&Tensor>, z: &Tensor, y: &Tensor) 
             #[inline(always)]
             |i, row| {
                 let (x, z) = (&x[i * CHUNK..], &z[i * CHUNK..]);
-                let s = s;
+                let s = scale;
                 for ((o, &x), &z) in row.iter_mut().zip(x).zip(z) {
                     *o = x + s * z;
                 }
@@ -64,7 +65,7 @@ pub fn run<T: Real>(desc: &Desc, base: Option<&Tensor>, z: &Tensor, y: &Tensor) 
             #[inline(always)]
             |i, row| {
                 let x = &x[i * desc.inner..];
-                let s = s;
+                let s = scale;
                 for ((o, &x), &z) in row.iter_mut().zip(x).zip(z) {
                     *o = x + s * z;
                 }

@@ -12,9 +12,9 @@ fn gradients_agree_with_central_differences() {
         let z = (z, wide("z", z.iter().product()));
         gradient::check(&[x.clone(), z], None, |tape, v| scale_add(tape, &v[0], &v[1], -1.3)).unwrap();
     }
-    gradient::check(&[x.clone()], None, |tape, v| scale(tape, &v[0], 0.7)).unwrap();
+    gradient::check(std::slice::from_ref(&x), None, |tape, v| scale(tape, &v[0], 0.7)).unwrap();
     // The same value twice: its two gradients meet in one place, whoever comes first.
-    gradient::check(&[x.clone()], None, |tape, v| scale_add(tape, &v[0], &v[0], 1.0)).unwrap();
+    gradient::check(std::slice::from_ref(&x), None, |tape, v| scale_add(tape, &v[0], &v[0], 1.0)).unwrap();
     gradient::check(&[x], None, |tape, v| {
         let y = scale(tape, &v[0], 3.0)?;
         let y = scale_add(tape, &y, &v[0], 2.0)?;
