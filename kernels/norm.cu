@@ -85,7 +85,12 @@ struct Row {
 #pragma unroll
         for (int c = 0; c < CHUNKS; ++c) {
             const size_t u = lane + static_cast<size_t>(c) * GROUP;
-            if (u < units) held[c].load(at + u * N);
+            if (u < units) {
+                held[c].load(at + u * N);
+            } else {
+                // Never looked at; but a compiler that adds first and selects afterwards must find a number.
+                held[c].clear();
+            }
         }
     }
 
@@ -281,8 +286,9 @@ __device__ __forceinline__ void gamma_sums(const Gamma& p, float* sums) {
     }
 }
 
+// Three blocks on a multiprocessor leave 80 registers a thread: enough to hold a row without spilling.
 #define NORM_ROWWISE(PASS, PARAMS, BODY, NAME, T, TILE, GROUP)                                   \
-    extern "C" __global__ void __launch_bounds__(NORM_THREADS)                                   \
+    extern "C" __global__ void __launch_bounds__(NORM_THREADS, 3)                                \
         norm_##PASS##_##NAME##_##TILE##_sm80(const __grid_constant__ PARAMS p) {                 \
         __shared__ float scratch[WARPS];                                                         \
         if (p.vector) {                                                                          \

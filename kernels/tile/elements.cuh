@@ -81,6 +81,11 @@ struct Unit {
         for (int i = 0; i < PACKS; ++i) reinterpret_cast<uint4*>(to)[i] = raw[i];
     }
 
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int i = 0; i < PACKS; ++i) raw[i] = make_uint4(0u, 0u, 0u, 0u);
+    }
+
     __device__ __forceinline__ void get(float (&v)[N]) const {
 #pragma unroll
         for (int i = 0; i < PACKS; ++i) {
@@ -121,6 +126,7 @@ struct Unit<T, 1> {
 
     __device__ __forceinline__ void load(const T* from) { raw = *from; }
     __device__ __forceinline__ void store(T* to) const { *to = raw; }
+    __device__ __forceinline__ void clear() { raw = narrow<T>(0.0f); }
     __device__ __forceinline__ void get(float (&v)[1]) const { v[0] = widen(raw); }
     __device__ __forceinline__ void set(const float (&v)[1]) { raw = narrow<T>(v[0]); }
 };

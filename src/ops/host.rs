@@ -166,14 +166,18 @@ impl<R, F: FnOnce() -> R> WithSimd for Vectorised<F> {
 
 static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
 
-/// Runs `body` compiled for the widest vector unit this machine has. `body` must be `#[inline(always)]` all the way down.
+/// Runs `body` compiled for the widest vector unit this machine has. `body` must be `#[inline(always)]` all the way down: write
+/// loops with `for`, since a closure given to `for_each` may be compiled once, for the narrowest.
 #[inline(always)]
 pub(crate) fn vectorised<R>(body: impl FnOnce() -> R) -> R {
     ARCH.dispatch(Vectorised(body))
 }
 
-/// Below this many elements a loop stays on one thread: waking another costs more than it saves.
-const PARALLEL_FROM: usize = 32 * 1024;
+/// Below this many elements a loop stays on one thread: handing out work takes some ten microseconds, in which one core adds up
+/// about as many.
+const PARALLEL_FROM: usize = 64 * 1024;
+/// Elements that a thread takes at a time.
+const SHARE: usize = 8 * 1024;
 
 /// Calls `body(index, row)` for every row of `width` elements, on several threads when that pays. Rows are independent, so the
 /// result does not depend on the number of threads.
@@ -190,7 +194,7 @@ pub(crate) fn for_rows<T: Send>(out: &mut [T], width: usize, body: impl Fn(usize
         );
         return;
     }
-    let rows_each = (PARALLEL_FROM / 4 / width).max(1);
+    let rows_each = (SHARE / width).max(1);
     out.par_chunks_mut(width * rows_each).enumerate().for_each(|(block, rows)| {
         vectorised(
             #[inline(always)]
@@ -201,6 +205,33 @@ pub(crate) fn for_rows<T: Send>(out: &mut [T], width: usize, body: impl Fn(usize
             },
         )
     });
+}
+
+/// As [`for_rows`], with rows of two outputs at a time: `a_width` elements of `a` and `b_width` of `b`.
+pub(crate) fn for_row_pairs<A: Send, B: Send>(
+    (a, a_width): (&mut [A], usize),
+    (b, b_width): (&mut [B], usize),
+    body: impl Fn(usize, &mut [A], &mut [B]) + Sync,
+) {
+    let (a_width, b_width) = (a_width.max(1), b_width.max(1));
+    let parallel = a.len() >= PARALLEL_FROM;
+    let rows_each = if parallel { (SHARE / a_width).max(1) } else { (a.len() / a_width).max(1) };
+    let group = |(block, (a, b)): (usize, (&mut [A], &mut [B]))| {
+        vectorised(
+            #[inline(always)]
+            || {
+                for (i, (a, b)) in a.chunks_mut(a_width).zip(b.chunks_mut(b_width)).enumerate() {
+                    body(block * rows_each + i, a, b);
+                }
+            },
+        )
+    };
+    if parallel {
+        let groups = a.par_chunks_mut(a_width * rows_each).zip(b.par_chunks_mut(b_width * rows_each));
+        groups.enumerate().for_each(group);
+    } else {
+        a.chunks_mut(a_width * rows_each).zip(b.chunks_mut(b_width * rows_each)).enumerate().for_each(group);
+    }
 }
 
 /// `sums[j] += Σ_i values[i, j]` over rows of `width`, in row order within fixed blocks of rows, then in block order.

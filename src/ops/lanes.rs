@@ -10,14 +10,14 @@ const LANES: usize = 32;
 #[inline(always)]
 pub(crate) fn sum<T: Real>(a: &[T], term: impl Fn(T) -> T) -> T {
     let mut sums = [T::of(0.0); LANES];
-    let mut chunks = a.chunks_exact(LANES);
-    for chunk in &mut chunks {
-        for (s, &v) in sums.iter_mut().zip(chunk) {
-            *s += term(v);
+    let (chunks, rest) = a.as_chunks::<LANES>();
+    for chunk in chunks {
+        for i in 0..LANES {
+            sums[i] += term(chunk[i]);
         }
     }
-    for (s, &v) in sums.iter_mut().zip(chunks.remainder()) {
-        *s += term(v);
+    for i in 0..rest.len() {
+        sums[i] += term(rest[i]);
     }
     fold(sums)
 }
@@ -26,20 +26,20 @@ pub(crate) fn sum<T: Real>(a: &[T], term: impl Fn(T) -> T) -> T {
 #[inline(always)]
 pub(crate) fn sum_pair<T: Real>(a: &[T], b: &[T], c: &[T], term: impl Fn(T, T, T) -> (T, T)) -> (T, T) {
     let (mut first, mut second) = ([T::of(0.0); LANES], [T::of(0.0); LANES]);
-    let whole = a.len() / LANES * LANES;
-    let mut add = |a: &[T], b: &[T], c: &[T]| {
-        let sums = first.iter_mut().zip(second.iter_mut());
-        for ((((s, t), &a), &b), &c) in sums.zip(a).zip(b).zip(c) {
-            let (u, v) = term(a, b, c);
-            *s += u;
-            *t += v;
+    let ((a, a_rest), (b, b_rest), (c, c_rest)) =
+        (a.as_chunks::<LANES>(), b.as_chunks::<LANES>(), c.as_chunks::<LANES>());
+    for ((a, b), c) in a.iter().zip(b).zip(c) {
+        for i in 0..LANES {
+            let (u, v) = term(a[i], b[i], c[i]);
+            first[i] += u;
+            second[i] += v;
         }
-    };
-    let chunks = a.chunks_exact(LANES).zip(b.chunks_exact(LANES)).zip(c.chunks_exact(LANES));
-    for ((a, b), c) in chunks {
-        add(a, b, c);
     }
-    add(&a[whole..], &b[whole..], &c[whole..]);
+    for (i, ((&a, &b), &c)) in a_rest.iter().zip(b_rest).zip(c_rest).enumerate() {
+        let (u, v) = term(a, b, c);
+        first[i] += u;
+        second[i] += v;
+    }
     (fold(first), fold(second))
 }
 

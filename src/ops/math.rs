@@ -112,14 +112,14 @@ fn exp(x: f32) -> f32 {
     p * scale(half) * scale(n.wrapping_sub(half))
 }
 
-/// Horner's rule, highest coefficient first, written out: a loop over the coefficients would keep the loop around it scalar.
-macro_rules! polynomial {
-    ($x:expr, $first:expr $(, $next:expr)* $(,)?) => {{
-        let x = $x;
-        let p = $first;
-        $(let p = p * x + $next;)*
-        p
-    }};
+/// Horner's rule, highest coefficient first. A plain loop, which unrolls: a call in it would keep the caller from vectorising.
+#[inline(always)]
+fn polynomial<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
+    let mut p = 0.0;
+    for c in coefficients {
+        p = p * x + c;
+    }
+    p
 }
 
 /// tanh x: a minimax odd polynomial below 0.6, where 1 − 2 / (e^{2x} + 1) would cancel; that form above.

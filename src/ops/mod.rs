@@ -3,6 +3,8 @@
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+#[cfg(test)]
+mod check;
 pub mod column_sum;
 pub mod cross_entropy;
 pub mod embedding;

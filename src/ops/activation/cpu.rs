@@ -1,4 +1,7 @@
-//! The reference: one pass, each function in a loop of its own.
+//! The reference: one pass, each function in a loop of its own. Constants stand inside the functions: captured, they would be
+//! reloaded after every store, and the loops would not vectorise.
+
+use std::f64::consts::FRAC_1_SQRT_2;
 
 use super::{Activation, Desc, OP};
 use crate::autograd::Target;
@@ -19,17 +22,40 @@ const DENSITY: f64 = 0.398_942_280_401_432_7;
 pub fn forward<T: Real>(desc: &Desc, x: &Tensor, y: &Tensor) -> Result<()> {
     let x = In::<T>::of(OP, x)?;
     let mut out = Out::<T>::of(OP, y)?;
-    let (half, one) = (T::of(0.5), T::of(1.0));
     match desc.activation {
         // Written so that NaN passes.
-        Activation::Relu => map(&x, &mut out, move |x| if x < T::of(0.0) { T::of(0.0) } else { x }),
+        Activation::Relu => map(
+            &x,
+            &mut out,
+            #[inline(always)]
+            |x| if x < T::of(0.0) { T::of(0.0) } else { x },
+        ),
         Activation::Gelu => {
-            let root_half = T::of(std::f64::consts::FRAC_1_SQRT_2);
-            map(&x, &mut out, move |x| half * x * (one + (x * root_half).erf()));
+            map(
+                &x,
+                &mut out,
+                #[inline(always)]
+                |x| T::of(0.5) * x * (T::of(1.0) + (x * T::of(FRAC_1_SQRT_2)).erf()),
+            );
         }
-        Activation::GeluTanh => map(&x, &mut out, move |x| half * x * (one + inner(x).tanh())),
-        Activation::QuickGelu => map(&x, &mut out, move |x| x * sigmoid(T::of(QUICK) * x)),
-        Activation::Silu => map(&x, &mut out, move |x| x * sigmoid(x)),
+        Activation::GeluTanh => map(
+            &x,
+            &mut out,
+            #[inline(always)]
+            |x| T::of(0.5) * x * (T::of(1.0) + inner(x).tanh()),
+        ),
+        Activation::QuickGelu => map(
+            &x,
+            &mut out,
+            #[inline(always)]
+            |x| x * sigmoid(T::of(QUICK) * x),
+        ),
+        Activation::Silu => map(
+            &x,
+            &mut out,
+            #[inline(always)]
+            |x| x * sigmoid(x),
+        ),
     }
     out.finish()
 }
@@ -37,33 +63,66 @@ pub fn forward<T: Real>(desc: &Desc, x: &Tensor, y: &Tensor) -> Result<()> {
 pub fn backward<T: Real>(desc: &Desc, dy: &Tensor, x: &Tensor, target: &Target) -> Result<()> {
     let (dy, x) = (In::<T>::of(OP, dy)?, In::<T>::of(OP, x)?);
     let mut out = Out::<T>::into(OP, target)?;
-    let (half, one) = (T::of(0.5), T::of(1.0));
     let add = target.accumulate;
     match desc.activation {
         Activation::Relu => {
-            zip(&dy, &x, &mut out, add, move |dy, x| if x <= T::of(0.0) { T::of(0.0) } else { dy });
+            zip(
+                &dy,
+                &x,
+                &mut out,
+                add,
+                #[inline(always)]
+                |dy, x| if x <= T::of(0.0) { T::of(0.0) } else { dy },
+            );
         }
         Activation::Gelu => {
-            let root_half = T::of(std::f64::consts::FRAC_1_SQRT_2);
-            zip(&dy, &x, &mut out, add, move |dy, x| {
-                let density = T::of(DENSITY) * (-half * x * x).exp();
-                dy * (half * (one + (x * root_half).erf()) + x * density)
-            });
+            zip(
+                &dy,
+                &x,
+                &mut out,
+                add,
+                #[inline(always)]
+                |dy, x| {
+                    let density = T::of(DENSITY) * (-T::of(0.5) * x * x).exp();
+                    dy * (T::of(0.5) * (T::of(1.0) + (x * T::of(FRAC_1_SQRT_2)).erf()) + x * density)
+                },
+            );
         }
-        Activation::GeluTanh => zip(&dy, &x, &mut out, add, move |dy, x| {
-            let t = inner(x).tanh();
-            let slope = T::of(ROOT) * (one + T::of(3.0 * CUBIC) * x * x);
-            dy * (half * (one + t) + half * x * (one - t * t) * slope)
-        }),
-        Activation::QuickGelu => zip(&dy, &x, &mut out, add, move |dy, x| {
-            let u = T::of(QUICK) * x;
-            let s = sigmoid(u);
-            dy * (s + u * s * (one - s))
-        }),
-        Activation::Silu => zip(&dy, &x, &mut out, add, move |dy, x| {
-            let s = sigmoid(x);
-            dy * (s + x * s * (one - s))
-        }),
+        Activation::GeluTanh => zip(
+            &dy,
+            &x,
+            &mut out,
+            add,
+            #[inline(always)]
+            |dy, x| {
+                let t = inner(x).tanh();
+                let slope = T::of(ROOT) * (T::of(1.0) + T::of(3.0 * CUBIC) * x * x);
+                dy * (T::of(0.5) * (T::of(1.0) + t) + T::of(0.5) * x * (T::of(1.0) - t * t) * slope)
+            },
+        ),
+        Activation::QuickGelu => zip(
+            &dy,
+            &x,
+            &mut out,
+            add,
+            #[inline(always)]
+            |dy, x| {
+                let u = T::of(QUICK) * x;
+                let s = sigmoid(u);
+                dy * (s + u * s * (T::of(1.0) - s))
+            },
+        ),
+        Activation::Silu => zip(
+            &dy,
+            &x,
+            &mut out,
+            add,
+            #[inline(always)]
+            |dy, x| {
+                let s = sigmoid(x);
+                dy * (s + x * s * (T::of(1.0) - s))
+            },
+        ),
     }
     out.finish()
 }
@@ -80,14 +139,12 @@ fn inner<T: Real>(x: T) -> T {
 }
 
 #[inline(always)]
-fn map<T: Real>(x: &[T], out: &mut [T], f: impl Fn(T) -> T + Sync + Copy) {
+fn map<T: Real>(x: &[T], out: &mut [T], f: impl Fn(T) -> T + Sync) {
     for_rows(
         out,
         CHUNK,
         #[inline(always)]
         |i, row| {
-            // A copy: what f has captured could otherwise be anywhere, the output included, and the loop would stay scalar.
-            let f = f;
             for (o, &x) in row.iter_mut().zip(&x[i * CHUNK..]) {
                 *o = f(x);
             }
@@ -96,13 +153,12 @@ fn map<T: Real>(x: &[T], out: &mut [T], f: impl Fn(T) -> T + Sync + Copy) {
 }
 
 #[inline(always)]
-fn zip<T: Real>(dy: &[T], x: &[T], out: &mut [T], accumulate: bool, f: impl Fn(T, T) -> T + Sync + Copy) {
+fn zip<T: Real>(dy: &[T], x: &[T], out: &mut [T], accumulate: bool, f: impl Fn(T, T) -> T + Sync) {
     for_rows(
         out,
         CHUNK,
         #[inline(always)]
         |i, row| {
-            let f = f;
             let values = row.iter_mut().zip(&dy[i * CHUNK..]).zip(&x[i * CHUNK..]);
             if accumulate {
                 for ((o, &dy), &x) in values {

@@ -115,21 +115,11 @@ type Chunk<'a, T, W> = ((((&'a mut [T], &'a mut [T]), &'a mut [T]), &'a mut [T])
 fn update<T: Real>(desc: &Desc, clip: T, keep: T, step: T, (p, g, m, v): (&mut [T], &mut [T], &mut [T], &mut [T])) {
     let (first, second) = (T::of(1.0 - desc.beta1), T::of(1.0 - desc.beta2));
     let (beta2, root, eps) = (T::of(desc.beta2), T::of(desc.root_correction), T::of(desc.eps));
-    let each = |p: &mut T, g: T, m: &mut T, v: &mut T| {
-        let g = g * clip;
-        *m += first * (g - *m);
-        *v = beta2 * *v + second * (g * g);
+    for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+        let scaled = *g * clip;
+        *m += first * (scaled - *m);
+        *v = beta2 * *v + second * (scaled * scaled);
         *p = *p * keep - step * *m / (v.sqrt() / root + eps);
-    };
-    let values = p.iter_mut().zip(g).zip(m).zip(v);
-    if desc.zero_grads {
-        values.for_each(|(((p, g), m), v)| {
-            each(p, *g, m, v);
-            *g = T::of(0.0);
-        });
-    } else {
-        for (((p, g), m), v) in values {
-            each(p, *g, m, v);
-        }
+        *g = if desc.zero_grads { T::of(0.0) } else { *g };
     }
 }

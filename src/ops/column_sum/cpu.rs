@@ -51,7 +51,7 @@ pub(crate) fn ordered<T: Real>(
         vectorised(
             #[inline(always)]
             || {
-                for row in (block * BLOCK..rows.min((block + 1) * BLOCK)) {
+                for row in block * BLOCK..rows.min((block + 1) * BLOCK) {
                     add(row, first, sums);
                 }
             },

@@ -4,7 +4,7 @@ use super::{Desc, Kind, OP, Statistics};
 use crate::autograd::Target;
 use crate::error::Result;
 use crate::ops::column_sum::ordered;
-use crate::ops::host::{In, Out, Real, for_rows};
+use crate::ops::host::{In, Out, Real, for_row_pairs, for_rows};
 use crate::ops::lanes;
 use crate::tensor::Tensor;
 
@@ -15,82 +15,70 @@ pub fn forward<T: Real>(
     statistics: Statistics,
     y: &Tensor,
 ) -> Result<()> {
-    let x = In::<T>::of(OP, x)?;
-    if let Statistics::Written(stored) = statistics {
-        measure(desc, &x, &mut Out::<T>::of(OP, stored)?);
-    }
-    let stored = In::<T>::of(OP, statistics.tensor())?;
-    let gamma = In::<T>::of(OP, gamma)?;
+    let (x, gamma) = (In::<T>::of(OP, x)?, In::<T>::of(OP, gamma)?);
     let beta = beta.map(|b| In::<T>::of(OP, b)).transpose()?;
     let mut out = Out::<T>::of(OP, y)?;
     let (x, gamma, beta): (&[T], &[T], Option<&[T]>) = (&x, &gamma, beta.as_deref());
-    for_rows(
-        &mut out,
-        desc.d,
-        #[inline(always)]
-        |i, row| {
-            let (mean, rho) = of_row(desc.kind, &stored, i);
-            let values = row.iter_mut().zip(&x[i * desc.d..]).zip(gamma);
-            match beta {
-                Some(beta) => {
-                    for (((o, &x), &g), &b) in values.zip(beta) {
-                        *o = (x - mean) * rho * g + b;
-                    }
-                }
-                None => {
-                    for ((o, &x), &g) in values {
-                        *o = (x - mean) * rho * g;
-                    }
-                }
-            }
-        },
-    );
+    let d = desc.d;
+    match statistics {
+        Statistics::Written(stored) => {
+            let mut stored = Out::<T>::of(OP, stored)?;
+            for_row_pairs(
+                (&mut out, d),
+                (&mut stored, desc.kind.statistics()),
+                #[inline(always)]
+                |i, row, stored| {
+                    let x = &x[i * d..(i + 1) * d];
+                    measure(desc, x, stored);
+                    normalise(x, of_row(desc.kind, stored, 0), gamma, beta, row);
+                },
+            );
+            stored.finish()?;
+        }
+        Statistics::Given(stored) => {
+            let stored = In::<T>::of(OP, stored)?;
+            for_rows(
+                &mut out,
+                d,
+                #[inline(always)]
+                |i, row| normalise(&x[i * d..(i + 1) * d], of_row(desc.kind, &stored, i), gamma, beta, row),
+            );
+        }
+    }
     out.finish()
 }
 
-/// Writes μ and ρ (ρ alone for RMS) of every row. The mean square deviation is taken from the mean already known: the
-/// difference of two squares would cancel.
-fn measure<T: Real>(desc: &Desc, x: &[T], stored: &mut [T]) {
-    let (d, count, eps) = (desc.d, T::of(desc.d as f64), T::of(desc.eps));
-    let one = T::of(1.0);
-    for_measured(
-        stored,
-        desc,
-        #[inline(always)]
-        |i, stored| {
-            let row = &x[i * d..(i + 1) * d];
-            match desc.kind {
-                Kind::Layer => {
-                    let mean = lanes::sum(row, |v| v) / count;
-                    let variance = lanes::sum(row, |v| (v - mean) * (v - mean)) / count;
-                    stored[0] = mean;
-                    stored[1] = one / (variance + eps).sqrt();
-                }
-                Kind::Rms => stored[0] = one / (lanes::sum(row, |v| v * v) / count + eps).sqrt(),
-            }
-        },
-    );
+/// Writes μ and ρ (ρ alone for RMS) of a row. The mean square deviation is taken from the mean already known: the difference of
+/// two squares would cancel.
+#[inline(always)]
+fn measure<T: Real>(desc: &Desc, row: &[T], stored: &mut [T]) {
+    let (count, eps, one) = (T::of(desc.d as f64), T::of(desc.eps), T::of(1.0));
+    match desc.kind {
+        Kind::Layer => {
+            let mean = lanes::sum(row, |v| v) / count;
+            let variance = lanes::sum(row, |v| (v - mean) * (v - mean)) / count;
+            stored[0] = mean;
+            stored[1] = one / (variance + eps).sqrt();
+        }
+        Kind::Rms => stored[0] = one / (lanes::sum(row, |v| v * v) / count + eps).sqrt(),
+    }
 }
 
-/// Rows of statistics are short but stand for rows of x, so that they are grouped by the latter's length.
-fn for_measured<T: Real>(stored: &mut [T], desc: &Desc, body: impl Fn(usize, &mut [T]) + Sync) {
-    use rayon::prelude::*;
-    let width = desc.kind.statistics();
-    let rows = (16 * 1024 / desc.d).max(1);
-    let group = |(block, part): (usize, &mut [T])| {
-        crate::ops::host::vectorised(
-            #[inline(always)]
-            || {
-                for (i, s) in part.chunks_mut(width).enumerate() {
-                    body(block * rows + i, s);
-                }
-            },
-        )
-    };
-    if desc.m <= 2 * rows {
-        stored.chunks_mut(width * rows).enumerate().for_each(group);
-    } else {
-        stored.par_chunks_mut(width * rows).enumerate().for_each(group);
+/// `(x − μ)·ρ·γ + β` of a row.
+#[inline(always)]
+fn normalise<T: Real>(x: &[T], (mean, rho): (T, T), gamma: &[T], beta: Option<&[T]>, row: &mut [T]) {
+    let values = row.iter_mut().zip(x).zip(gamma);
+    match beta {
+        Some(beta) => {
+            for (((o, &x), &g), &b) in values.zip(beta) {
+                *o = (x - mean) * rho * g + b;
+            }
+        }
+        None => {
+            for ((o, &x), &g) in values {
+                *o = (x - mean) * rho * g;
+            }
+        }
     }
 }
 
@@ -164,8 +152,7 @@ pub fn gamma_gradient<T: Real>(
         |row, first, sums| {
             let (mean, rho) = of_row(desc.kind, &stored, row);
             let at = row * desc.d + first;
-            let values = sums.iter_mut().zip(&dy[at..]).zip(&x[at..]);
-            for ((s, &dy), &x) in values {
+            for ((s, &dy), &x) in sums.iter_mut().zip(&dy[at..]).zip(&x[at..]) {
                 *s += dy * ((x - mean) * rho);
             }
         },

@@ -1,4 +1,5 @@
-//! The reference: one pass, a row of z at a time.
+//! The reference: one pass, a row of z at a time. Each row takes the scale into a variable of its own: what a closure captures is
+//! loaded again after every store.
 
 use super::{Desc, OP};
 use crate::error::Result;
@@ -52,6 +53,7 @@ pub fn run<T: Real>(desc: &Desc, base: Option<&Tensor>, z: &Tensor, y: &Tensor) 
             |i, row| {
                 let s = scale;
                 let (x, z) = (&x[i * CHUNK..], &z[i * CHUNK..]);
+                let s = scale;
                 for ((o, &x), &z) in row.iter_mut().zip(x).zip(z) {
                     *o = x + s * z;
                 }
@@ -65,6 +67,7 @@ pub fn run<T: Real>(desc: &Desc, base: Option<&Tensor>, z: &Tensor, y: &Tensor) 
             |i, row| {
                 let s = scale;
                 let x = &x[i * desc.inner..];
+                let s = scale;
                 for ((o, &x), &z) in row.iter_mut().zip(x).zip(z) {
                     *o = x + s * z;
                 }
