@@ -8,6 +8,7 @@ use crate::autograd::Sinks;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::host::{In, Out, Real, for_rows, vectorised};
+use crate::ops::lanes::fold;
 use crate::tensor::Tensor;
 
 /// Packed rows are padded with zeros to a multiple of this.
@@ -337,7 +338,7 @@ fn softmax<T: Real>(line: &mut [T]) -> (T, T) {
     for chunk in line.chunks_exact(LANES) {
         lanes.iter_mut().zip(chunk).for_each(|(m, &x)| *m = x.maximum(*m));
     }
-    let max = lanes.into_iter().reduce(|a, b| a.maximum(b)).unwrap_or(T::of(f64::NEG_INFINITY));
+    let max = fold(lanes, |a, b| a.maximum(b));
     if max == T::of(f64::NEG_INFINITY) {
         line.fill(T::of(0.0));
         return (T::of(f64::INFINITY), T::of(0.0));
@@ -349,7 +350,7 @@ fn softmax<T: Real>(line: &mut [T]) -> (T, T) {
             *sum += *x;
         }
     }
-    let sum: T = lanes.into_iter().sum();
+    let sum = fold(lanes, |a, b| a + b);
     (max + sum.ln(), T::of(1.0) / sum)
 }
 
@@ -359,7 +360,7 @@ fn sum_of_products<T: Real>(a: &[T], b: &[T]) -> T {
     for (a, b) in a.chunks_exact(LANES).zip(b.chunks_exact(LANES)) {
         lanes.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (&a, &b))| *sum += a * b);
     }
-    lanes.into_iter().sum()
+    fold(lanes, |a, b| a + b)
 }
 
 /// The left operand of a product: element (i, p) at `i · stride + p`, or at `p · stride + i`.
