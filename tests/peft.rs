@@ -49,6 +49,9 @@ impl Fixture {
     }
 }
 
+/// Parameters by name.
+type Named = Vec<(String, Vec<f64>)>;
+
 /// One model in one precision.
 struct Run {
     trunk: Vit,
@@ -82,7 +85,7 @@ impl Run {
     }
 
     /// Logits, loss and the gradient of every parameter.
-    fn gradients(&self) -> (Vec<f64>, f64, Vec<(String, Vec<f64>)>) {
+    fn gradients(&self) -> (Vec<f64>, f64, Named) {
         let mut grads = Grads::zeros(&self.params).unwrap();
         let mut tape = Tape::deterministic(&self.params);
         let (loss, logits) = self.loss(&mut tape);
@@ -93,7 +96,7 @@ impl Run {
     }
 
     /// Losses before each of five steps and after the last, and the parameters then.
-    fn five_steps(&self) -> (Vec<f64>, Vec<(String, Vec<f64>)>) {
+    fn five_steps(&self) -> (Vec<f64>, Named) {
         let mut optimizer = AdamW::new(AdamWConfig::default(), &self.params).unwrap();
         let mut grads = Grads::zeros(&self.params).unwrap();
         let mut losses = Vec::new();

@@ -19,7 +19,7 @@ pub(crate) fn sum<T: Real>(a: &[T], term: impl Fn(T) -> T) -> T {
     for i in 0..rest.len() {
         sums[i] += term(rest[i]);
     }
-    fold(sums)
+    fold(sums, |a, b| a + b)
 }
 
 /// `(Σ first, Σ second)` over elements of three equally long slices, ordered as in [`sum`].
@@ -40,20 +40,20 @@ pub(crate) fn sum_pair<T: Real>(a: &[T], b: &[T], c: &[T], term: impl Fn(T, T, T
         first[i] += u;
         second[i] += v;
     }
-    (fold(first), fold(second))
+    (fold(first, |a, b| a + b), fold(second, |a, b| a + b))
 }
 
+/// Joins the upper half to the lower until one is left: steps that do not wait for one another. N is a power of two.
 #[inline(always)]
-fn fold<T: Real>(mut sums: [T; LANES]) -> T {
-    let mut half = LANES / 2;
+pub(crate) fn fold<T: Copy, const N: usize>(mut lanes: [T; N], join: impl Fn(T, T) -> T) -> T {
+    let mut half = N / 2;
     while half > 0 {
         for i in 0..half {
-            let upper = sums[i + half];
-            sums[i] += upper;
+            lanes[i] = join(lanes[i], lanes[i + half]);
         }
         half /= 2;
     }
-    sums[0]
+    lanes[0]
 }
 
 #[cfg(test)]

@@ -85,7 +85,7 @@ pub fn norm(got: &[f64], want: &[f64], cols: usize, limit: f64) -> Outcome {
     let total: f64 = want.iter().map(|w| w * w).sum();
     let mut see = |at: usize, (error, size): (f64, f64), mean: f64| {
         let relative = (error / size.max(mean).max(f64::MIN_POSITIVE)).sqrt();
-        if !(relative <= out.error) {
+        if relative > out.error || relative.is_nan() {
             out.error = relative;
             out.worst = Some((at, got[at], want[at]));
         }
@@ -108,7 +108,7 @@ fn per_element(check: &'static str, got: &[f64], want: &[f64], limit: f64, allow
     for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
         // Equal infinities are right; a NaN on either side never is.
         let error = if g == w { 0.0 } else { (g - w).abs() / allowed(i) };
-        if !(error <= out.error) {
+        if error > out.error || error.is_nan() {
             out.error = error;
             out.worst = Some((i, g, w));
             if error.is_nan() {

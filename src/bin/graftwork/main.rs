@@ -29,7 +29,7 @@ enum Command {
     /// Say which devices, driver and kernels are here
     Doctor(doctor::Args),
     /// Train adapters on a frozen model, with a progress bar and a result table
-    Finetune(finetune::Args),
+    Finetune(Box<finetune::Args>),
     /// Hold every op on a device against the CPU reference; exits with 1 on a failure
     Verify(verify::Args),
     /// Time every op beside its floor and its baseline

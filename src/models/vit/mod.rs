@@ -58,7 +58,7 @@ impl Vit {
     /// From a directory with `config.json` and `model.safetensors`. On the CPU in f32, the weights stay in the mapped file.
     pub fn load(dir: &Path, device: &Device, dtype: DType) -> Result<Self> {
         let config = VitConfig::load(&dir.join("config.json"))?;
-        let file = SafeTensors::open(&dir.join("model.safetensors"))?;
+        let file = SafeTensors::open(dir.join("model.safetensors"))?;
         Vit::from_file(&config, &file, device, dtype)
     }
 

@@ -8,6 +8,7 @@ use crate::autograd::Sinks;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::host::{In, Out, Real, for_rows, vectorised};
+use crate::ops::lanes::fold;
 use crate::tensor::Tensor;
 
 /// Packed rows are padded with zeros to a multiple of this.
@@ -357,7 +358,7 @@ fn softmax<T: Real>(line: &mut [T]) -> (T, T) {
             *m = x.maximum(*m);
         }
     }
-    let max = lanes.into_iter().reduce(|a, b| a.maximum(b)).unwrap_or(T::of(f64::NEG_INFINITY));
+    let max = fold(lanes, |a, b| a.maximum(b));
     if max == T::of(f64::NEG_INFINITY) {
         line.fill(T::of(0.0));
         return (T::of(f64::INFINITY), T::of(0.0));
@@ -369,7 +370,7 @@ fn softmax<T: Real>(line: &mut [T]) -> (T, T) {
             *sum += *x;
         }
     }
-    let sum: T = lanes.into_iter().sum();
+    let sum = fold(lanes, |a, b| a + b);
     (max + sum.ln(), T::of(1.0) / sum)
 }
 
@@ -381,7 +382,7 @@ fn sum_of_products<T: Real>(a: &[T], b: &[T]) -> T {
             *sum += a * b;
         }
     }
-    lanes.into_iter().sum()
+    fold(lanes, |a, b| a + b)
 }
 
 /// The left operand of a product: element (i, p) at `i · stride + p`, or at `p · stride + i`.

@@ -123,10 +123,11 @@ impl Desc {
             let expected = format!("u8 (keep), f32 or {own}");
             return Err(Error::DType { op: OP, argument: "mask", expected, got: dtype });
         }
+        // Saturates only where no item exists that a stride could lead to.
         let (batch_stride, head_stride) = match mask.dims() {
             dims if dims == [t, s] => (0, 0),
-            dims if dims == [b, t, s] => (t * s, 0),
-            dims if dims == [b, h, t, s] => (h * t * s, t * s),
+            dims if dims == [b, t, s] => (t.saturating_mul(s), 0),
+            dims if dims == [b, h, t, s] => (h.saturating_mul(t).saturating_mul(s), t.saturating_mul(s)),
             dims => {
                 let expected = format!("[{t}, {s}], [{b}, {t}, {s}] or [{b}, {h}, {t}, {s}]");
                 return Err(Error::shape(OP, "mask", expected, dims));
@@ -147,12 +148,13 @@ impl Desc {
 
     /// Floating-point operations of the forward pass, those that a causal mask saves included.
     pub fn flops(&self) -> u64 {
-        4 * [self.b, self.h, self.t, self.s, self.d].iter().map(|&n| n as u64).product::<u64>()
+        [self.b, self.h, self.t, self.s, self.d].iter().fold(4u64, |n, &size| n.saturating_mul(size as u64))
     }
 
     /// Bytes that the forward pass must move at least: q, k, v and y once.
     pub fn bytes(&self) -> u64 {
-        2 * (self.b * (self.t + self.s) * self.width() * self.dtype.size()) as u64
+        let sizes = [self.b, self.t.saturating_add(self.s), self.h, self.d, self.dtype.size()];
+        sizes.iter().fold(2u64, |n, &size| n.saturating_mul(size as u64))
     }
 }
 
@@ -222,6 +224,10 @@ impl Recorded for Node {
     }
 
     fn backward(&self, dy: &Tensor, sinks: &mut Sinks<'_>) -> Result<()> {
+        if self.desc.b == 0 {
+            // Gradients with no element: they are there, and there is nothing to write.
+            return [Q, K, V].into_iter().try_for_each(|input| sinks.open(input).map(|_| ()));
+        }
         let (q, k, lse) = (self.q.get()?, self.k.get()?, self.lse.get()?);
         let v = self.v.as_ref().map(Saved::get).transpose()?;
         let mask = self.mask.as_ref().map(Saved::get).transpose()?;

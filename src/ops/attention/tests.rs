@@ -345,6 +345,18 @@ fn empty_sides_are_fine() {
     }
 }
 
+/// Sizes that overflow are no panic where a batch of nothing lets them exist.
+#[test]
+fn sizes_beyond_memory_are_fine_in_a_batch_of_nothing() {
+    let long = usize::MAX / 2;
+    let case = Case { dims: [0, long, long, 1, 3], ..Case::new(1, 1, 1, 1, 1) };
+    let case = case.masked(Tensor::zeros(&Device::cpu(), &[0, 1, long, long], DType::U8).unwrap());
+    let [q, k, v] = case.shapes().map(|dims| Tensor::zeros(&Device::cpu(), &dims, DType::F32).unwrap());
+    let desc = Desc::new(&q, &k, &v, &case.options()).unwrap();
+    assert_eq!((desc.flops(), desc.bytes()), (0, 0));
+    assert!(run(&case, &[q.clone(), k, v], &q).iter().all(|result| result.is_empty()));
+}
+
 #[test]
 fn only_what_backward_needs_is_kept() {
     let case = Case::new(2, 5, 7, 2, 8);

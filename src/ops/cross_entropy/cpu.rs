@@ -7,6 +7,7 @@ use crate::autograd::Target;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::host::{In, Out, Real, for_rows, vectorised};
+use crate::ops::lanes::fold;
 use crate::tensor::Tensor;
 
 /// A row is summed in this many interleaved parts.
@@ -110,7 +111,7 @@ fn row_loss<T: Real>(x: &[T], y: usize, smoothing: f64) -> (T, T) {
             *m = x.maximum(*m);
         }
     }
-    let max = lanes.into_iter().reduce(|a, b| a.maximum(b)).unwrap_or(x[y]);
+    let max = fold(lanes, |a, b| a.maximum(b));
     let (mut sums, mut totals) = ([T::of(0.0); LANES], [T::of(0.0); LANES]);
     for chunk in x.chunks(LANES) {
         for ((sum, total), &x) in sums.iter_mut().zip(&mut totals).zip(chunk) {
@@ -118,10 +119,10 @@ fn row_loss<T: Real>(x: &[T], y: usize, smoothing: f64) -> (T, T) {
             *total += x - max;
         }
     }
-    let log_sum = sums.into_iter().sum::<T>().ln();
+    let log_sum = fold(sums, |a, b| a + b).ln();
     let mut loss = log_sum - (x[y] - max);
     if smoothing > 0.0 {
-        let mean = log_sum - totals.into_iter().sum::<T>() * T::of(1.0 / x.len() as f64);
+        let mean = log_sum - fold(totals, |a, b| a + b) * T::of(1.0 / x.len() as f64);
         loss = T::of(1.0 - smoothing) * loss + T::of(smoothing) * mean;
     }
     (max + log_sum, loss)

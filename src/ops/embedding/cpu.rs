@@ -33,7 +33,7 @@ pub fn table_gradient<T: Real>(desc: &Desc, ids: &Tensor, dy: &Tensor, target: &
     for &w in ids.iter() {
         starts[w + 1] += 1;
     }
-    for w in (0..desc.v) {
+    for w in 0..desc.v {
         starts[w + 1] += starts[w];
     }
     let mut next = starts.clone();

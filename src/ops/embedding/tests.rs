@@ -104,6 +104,10 @@ fn empty_sides_nan_and_i32_ids_are_fine() {
     let table = Tensor::from_slice(&device, &[2, 2], &[1.0f32, f32::NAN, 3.0, 4.0]).unwrap();
     let none = Tensor::zeros(&device, &[0, 2], DType::F32).unwrap();
     assert_eq!(run(&numbers(&[], &[0]), &table, &none).unwrap().1, [0.0; 4]);
+    // A table of no columns may have more rows than memory has bytes.
+    let thin = Tensor::zeros(&device, &[usize::MAX, 0], DType::F32).unwrap();
+    let flat = Tensor::zeros(&device, &[1, 0], DType::F32).unwrap();
+    assert_eq!(run(&numbers(&[7], &[1]), &thin, &flat).unwrap(), (Vec::new(), Vec::new()));
     let dy = Tensor::from_slice(&device, &[1, 2], &[f32::NAN, 1.0]).unwrap();
     let one = Tensor::from_slice(&device, &[1], &[0i32]).unwrap();
     let (y, slope) = run(&one, &table, &dy).unwrap();

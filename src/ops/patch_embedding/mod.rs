@@ -73,6 +73,10 @@ impl Desc {
         }
         pixels.require_contiguous(OP, "pixels")?;
         let grid = [height / patch, width / patch];
+        // With no image in the batch nothing else has bounded the number of its patches.
+        if grid[0].checked_mul(grid[1]).is_none_or(|patches| patches == usize::MAX) {
+            return Err(Error::SizeOverflow { op: OP, dims: pixels.dims().to_vec() });
+        }
         let d = weight.n();
         let desc = Desc { b, c, grid, patch, d, class_token: cls.is_some(), dtype: pixels.dtype() };
         let matches = |name: &'static str, other: &Tensor, shapes: &[&[usize]]| {
@@ -120,13 +124,16 @@ impl Desc {
 
     /// Floating-point operations of the forward pass.
     pub fn flops(&self) -> u64 {
-        2 * [self.b, self.patches(), self.d, self.k()].iter().map(|&n| n as u64).product::<u64>()
+        [self.b, self.patches(), self.d, self.k()].iter().fold(2u64, |n, &size| n.saturating_mul(size as u64))
     }
 
     /// Bytes that the forward pass must move at least: pixels, weight and tokens once.
     pub fn bytes(&self) -> u64 {
-        let elements = self.b * self.patches() * self.k() + self.d * self.k() + self.b * self.t() * self.d;
-        (elements * self.dtype.size()) as u64
+        let product = |sizes: [usize; 3]| sizes.iter().fold(1u64, |n, &size| n.saturating_mul(size as u64));
+        [[self.b, self.patches(), self.k()], [1, self.d, self.k()], [self.b, self.t(), self.d]]
+            .into_iter()
+            .fold(0u64, |n, sizes| n.saturating_add(product(sizes)))
+            .saturating_mul(self.dtype.size() as u64)
     }
 }
 

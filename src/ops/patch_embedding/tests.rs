@@ -204,6 +204,7 @@ fn what_does_not_fit_is_named() {
     };
     refused(&pixels, None, None, None, 0, "`patch`");
     refused(&pixels, None, None, None, 4, "`patch` is 4");
+    refused(&make(&[0, 2, usize::MAX - 1, 1 << 40]), None, None, None, 2, "overflows");
     refused(&make(&[1, 2, 5, 6]), None, None, None, 2, "5 rows and 6 columns");
     refused(&make(&[2, 4, 6]), None, None, None, 2, "`pixels`");
     refused(&make(&[1, 3, 4, 6]), None, None, None, 2, "`weight`");

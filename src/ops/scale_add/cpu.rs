@@ -53,7 +53,6 @@ pub fn run<T: Real>(desc: &Desc, base: Option<&Tensor>, z: &Tensor, y: &Tensor) 
             |i, row| {
                 let s = scale;
                 let (x, z) = (&x[i * CHUNK..], &z[i * CHUNK..]);
-                let s = scale;
                 for ((o, &x), &z) in row.iter_mut().zip(x).zip(z) {
                     *o = x + s * z;
                 }
@@ -67,7 +66,6 @@ pub fn run<T: Real>(desc: &Desc, base: Option<&Tensor>, z: &Tensor, y: &Tensor) 
             |i, row| {
                 let s = scale;
                 let x = &x[i * desc.inner..];
-                let s = scale;
                 for ((o, &x), &z) in row.iter_mut().zip(x).zip(z) {
                     *o = x + s * z;
                 }
