@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::block::Block;
+use super::block::{Block, Read};
 use super::{Norm, Vit, VitConfig};
 use crate::adapters::AdaptedLinear;
 use crate::autograd::Var;
@@ -57,6 +57,7 @@ impl Loader<'_> {
             fc2: self.linear(&path("mlp.fc2"), d, wide)?,
             heads: self.config.heads,
             activation: self.config.activation,
+            read: if index + 1 == self.config.layers { Read::ClassToken } else { Read::All },
         })
     }
 

@@ -28,6 +28,8 @@ pub struct Trainer<'a> {
     train: &'a Samples,
     grads: Grads,
     peak_bytes: usize,
+    /// The epoch that is being visited, and in what order.
+    order: (Option<u64>, Vec<usize>),
 }
 
 /// How a call of [`Trainer::run`] went.
@@ -80,6 +82,7 @@ impl<'a> Trainer<'a> {
             train: &digits.train,
             grads,
             peak_bytes: 0,
+            order: (None, Vec::new()),
         })
     }
 
@@ -157,11 +160,15 @@ impl<'a> Trainer<'a> {
     }
 
     /// The images of one step. An epoch's last step takes what is left.
-    fn indices(&self, step: u64) -> Vec<usize> {
+    fn indices(&mut self, step: u64) -> Vec<usize> {
         let per_epoch = self.recipe.steps_per_epoch(self.train.len()).max(1);
         let each = self.recipe.batch * self.recipe.accumulate;
         let at = (step % per_epoch) as usize * each;
-        let order = self.train.order(self.recipe.seed, step / per_epoch);
+        let epoch = step / per_epoch;
+        if self.order.0 != Some(epoch) {
+            self.order = (Some(epoch), self.train.order(self.recipe.seed, epoch));
+        }
+        let order = &self.order.1;
         order[at..(at + each).min(order.len())].to_vec()
     }
 
