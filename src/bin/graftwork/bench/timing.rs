@@ -247,17 +247,22 @@ impl Peak {
         }))
     }
 
-    /// By the bare product and a copy larger than any cache: the best of a few, for nothing can be faster than it is.
+    /// By bare products of several sizes (no one size suits every cache) and a copy larger than any cache: the best of many
+    /// tries, for nothing is faster than it can be.
     fn measured(device: &Device, quick: bool) -> Result<Self> {
-        let (n, bytes) = if quick { (384, 64 << 20) } else { (1024, 512 << 20) };
-        let best = |baseline| {
+        const TRIES: usize = 12;
+        let best = |baseline, bytes| {
             let Some(bare) = Bare::new(device, baseline, bytes)? else { return Ok(f64::INFINITY) };
             batch(device, &bare, 1)?;
-            let tries = (0..5).map(|_| batch(device, &bare, 1)).collect::<Result<Vec<_>>>()?;
+            let tries = (0..TRIES).map(|_| batch(device, &bare, 1)).collect::<Result<Vec<_>>>()?;
             Ok::<_, graftwork::Error>(tries.into_iter().fold(f64::INFINITY, f64::min))
         };
-        let flops = 2.0 * (n as f64).powi(3) / best(Baseline::Product { m: n, n, k: n })?;
-        Ok(Peak { flops, bandwidth: bytes as f64 / best(Baseline::Copy)? })
+        let sizes: &[usize] = if quick { &[384] } else { &[384, 600, 768, 1024] };
+        let rate = |&n: &usize| Ok(2.0 * (n as f64).powi(3) / best(Baseline::Product { m: n, n, k: n }, 0)?);
+        let rates = sizes.iter().map(rate).collect::<Result<Vec<f64>>>()?;
+        let bytes = if quick { 64 << 20 } else { 512 << 20 };
+        let bandwidth = bytes as f64 / best(Baseline::Copy, bytes)?;
+        Ok(Peak { flops: rates.into_iter().fold(0.0, f64::max), bandwidth })
     }
 
     pub fn floor(&self, flops: u64, bytes: u64) -> f64 {
