@@ -1,14 +1,23 @@
 //! The CPU paths beside what they cannot beat: the bare matrix product, the bare copy.
 
 use std::hint::black_box;
+use std::path::Path;
 use std::time::Duration;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use graftwork::autograd::{Tape, Var};
-use graftwork::ops::{LowRank, frozen_linear};
-use graftwork::tensor::{FrozenWeight, ParamSet};
-use graftwork::testing::normal;
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use graftwork::adapters::{HeadInit, LoraConfig, train_head};
+use graftwork::autograd::{Grads, Tape, Var};
+use graftwork::models::vit::Vit;
+use graftwork::ops::{
+    Activation, AttentionOptions, CrossEntropyOptions, LowRank, activation, attention, cross_entropy, frozen_linear,
+    layer_norm, scale_add,
+};
+use graftwork::optim::{AdamW, AdamWConfig};
+use graftwork::tensor::{FrozenWeight, ParamSet, ParamSetBuilder};
+use graftwork::testing::{bare_product, normal};
 use graftwork::{DType, Device, Tensor};
+use rayon::prelude::*;
 
 fn tensor(name: &str, dims: &[usize]) -> Tensor {
     Tensor::from_slice(&Device::cpu(), dims, &normal(name, dims.iter().product())).unwrap()
@@ -18,48 +27,44 @@ fn constant(name: &str, dims: &[usize]) -> Var {
     Var::constant(tensor(name, dims))
 }
 
-/// `out = x wᵀ` by the `gemm` crate alone.
-fn bare_product(m: usize, n: usize, k: usize, x: &[f32], w: &[f32], out: &mut [f32]) {
-    assert!(x.len() == m * k && w.len() == n * k && out.len() == m * n);
-    // SAFETY: lengths were just checked against the shapes, and strides are row-major within them.
-    unsafe {
-        gemm_f32::gemm::f32::get_gemm_fn()(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
-            1,
-            n as isize,
-            false,
-            x.as_ptr(),
-            1,
-            k as isize,
-            w.as_ptr(),
-            k as isize,
-            1,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm_common::Parallelism::Rayon(0),
-        )
-    }
+fn no_params() -> ParamSet {
+    ParamSet::none(&Device::cpu(), DType::F32).unwrap()
+}
+
+/// The bare product `[m, k] × [k, n]`.
+fn bare_gemm(group: &mut BenchmarkGroup<'_, WallTime>, shape: &str, [m, n, k]: [usize; 3]) {
+    let (x, w, mut out) = (normal("x", m * k), normal("w", n * k), vec![0.0f32; m * n]);
+    group.bench_function(BenchmarkId::new("bare gemm", shape), |bench| {
+        bench.iter(|| bare_product([m, n, k], black_box(&x), &w, &mut out).unwrap());
+    });
+}
+
+/// A copy that reads and writes `bytes` in all, on every thread where that pays.
+fn bare_copy(group: &mut BenchmarkGroup<'_, WallTime>, shape: &str, bytes: usize) {
+    const PIECE: usize = 256 * 1024;
+    let (from, mut to) = (vec![1u8; bytes / 2], vec![2u8; bytes / 2]);
+    group.throughput(Throughput::Bytes(bytes as u64));
+    group.bench_function(BenchmarkId::new("copy of the same bytes", shape), |bench| {
+        bench.iter(|| {
+            if from.len() < 2 * PIECE {
+                to.copy_from_slice(black_box(&from));
+            } else {
+                let pieces = to.par_chunks_mut(PIECE).zip(from.par_chunks(PIECE));
+                pieces.for_each(|(to, from)| to.copy_from_slice(black_box(from)));
+            }
+        });
+    });
 }
 
 fn linear(c: &mut Criterion) {
     let mut group = c.benchmark_group("frozen_linear_forward");
-    let params = ParamSet::none(&Device::cpu(), DType::F32).unwrap();
+    let params = no_params();
     for (m, n, k, r) in [(512, 768, 768, 8), (544, 64, 64, 8), (544, 128, 64, 8)] {
         let shape = format!("{m}x{n}x{k}");
         group.throughput(Throughput::Elements((2 * m * n * k) as u64));
         let (x, w, bias) = (constant("x", &[m, k]), tensor("w", &[n, k]), constant("bias", &[n]));
         let (a, b) = (constant("a", &[r, k]), constant("b", &[n, r]));
-        let (xs, ws) = (x.tensor().to_f32_vec().unwrap(), w.to_f32_vec().unwrap());
-        let mut out = vec![0.0f32; m * n];
-        group.bench_function(BenchmarkId::new("bare gemm", &shape), |bench| {
-            bench.iter(|| bare_product(m, n, k, black_box(&xs), &ws, &mut out));
-        });
+        bare_gemm(&mut group, &shape, [m, n, k]);
         let weight = FrozenWeight::new(w).unwrap();
         group.bench_function(BenchmarkId::new("frozen, bias", &shape), |bench| {
             bench.iter(|| frozen_linear(&mut Tape::inference(&params), &x, &weight, Some(&bias), None).unwrap());
@@ -74,9 +79,108 @@ fn linear(c: &mut Criterion) {
     group.finish();
 }
 
+/// Rows of the digits trunk at batch 32, and of ViT-B at batch 8.
+const ROWS: [(usize, usize); 2] = [(544, 64), (1576, 768)];
+
+/// `y = x + s · z` reads two tensors and writes one; layer norm and GELU read one and write one.
+fn memory_bound(c: &mut Criterion) {
+    let params = no_params();
+    let mut group = c.benchmark_group("memory_bound_forward");
+    for (m, d) in ROWS {
+        let (shape, bytes) = (format!("{m}x{d}"), m * d * size_of::<f32>());
+        let (x, z) = (constant("x", &[m, d]), constant("z", &[m, d]));
+        let (gamma, beta) = (constant("gamma", &[d]), constant("beta", &[d]));
+        bare_copy(&mut group, &format!("{shape}, three tensors"), 3 * bytes);
+        group.bench_function(BenchmarkId::new("scale_add", &shape), |bench| {
+            bench.iter(|| scale_add(&mut Tape::inference(&params), &x, &z, 0.5).unwrap());
+        });
+        bare_copy(&mut group, &format!("{shape}, two tensors"), 2 * bytes);
+        group.bench_function(BenchmarkId::new("layer_norm", &shape), |bench| {
+            bench.iter(|| layer_norm(&mut Tape::inference(&params), &x, &gamma, Some(&beta), 1e-5).unwrap());
+        });
+        group.bench_function(BenchmarkId::new("gelu", &shape), |bench| {
+            bench.iter(|| activation(&mut Tape::inference(&params), &x, Activation::Gelu).unwrap());
+        });
+    }
+    group.finish();
+}
+
+fn attend(c: &mut Criterion) {
+    let params = no_params();
+    let mut group = c.benchmark_group("attention_forward");
+    for (b, h, t, d) in [(32, 4, 17, 16), (4, 12, 197, 64)] {
+        let shape = format!("b={b} h={h} {t}x{t}x{d}");
+        group.throughput(Throughput::Elements((4 * b * h * t * t * d) as u64));
+        let [q, k, v] = ["q", "k", "v"].map(|name| constant(name, &[b, t, h * d]));
+        // As many operations as both products of all heads.
+        bare_gemm(&mut group, &shape, [b * h * t, t, 2 * d]);
+        let options = AttentionOptions { heads: h, ..AttentionOptions::default() };
+        group.bench_function(BenchmarkId::new("attention", &shape), |bench| {
+            bench.iter(|| attention(&mut Tape::inference(&params), &q, &k, &v, &options).unwrap());
+        });
+    }
+    group.finish();
+}
+
+fn loss(c: &mut Criterion) {
+    let params = no_params();
+    let mut group = c.benchmark_group("cross_entropy_forward");
+    for (m, classes) in [(32, 5), (256, 32_000)] {
+        let shape = format!("{m}x{classes}");
+        let logits = constant("logits", &[m, classes]);
+        let targets: Vec<i64> = (0..m as i64).map(|i| i % 5).collect();
+        let targets = Tensor::from_slice(&Device::cpu(), &[m], &targets).unwrap();
+        bare_copy(&mut group, &shape, m * classes * size_of::<f32>());
+        let options = CrossEntropyOptions::default();
+        group.bench_function(BenchmarkId::new("cross_entropy", &shape), |bench| {
+            bench.iter(|| cross_entropy(&mut Tape::inference(&params), &logits, &targets, &options).unwrap());
+        });
+    }
+    group.finish();
+}
+
+/// One step of the main job: the shipped trunk, LoRA of rank 8 on q and v (the default), batch 32; forward, backward, AdamW.
+fn training(c: &mut Criterion) {
+    const BATCH: usize = 32;
+    let device = Device::cpu();
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/digits/trunk");
+    let mut trunk = Vit::load(&dir, &device, DType::F32).unwrap();
+    let mut builder = ParamSetBuilder::new();
+    train_head(&mut trunk, "classifier", HeadInit::Fresh { classes: 5 }, &mut builder).unwrap();
+    LoraConfig::default().attach(&mut trunk, &mut builder).unwrap();
+    let params = builder.build(&device, DType::F32, 0).unwrap();
+    let mut optimizer = AdamW::new(AdamWConfig::default(), &params).unwrap();
+    let mut grads = Grads::zeros(&params).unwrap();
+    let pixels = constant("pixels", &[BATCH, 1, 8, 8]);
+    let targets: Vec<i64> = (0..BATCH as i64).map(|i| i % 5).collect();
+    let targets = Tensor::from_slice(&device, &[BATCH], &targets).unwrap();
+    let options = CrossEntropyOptions::default();
+
+    let mut group = c.benchmark_group("training_step_vit_lora_r8_batch32");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("forward alone", |bench| {
+        bench.iter(|| trunk.forward(&mut Tape::inference(&params), &pixels).unwrap());
+    });
+    let mut step = 0;
+    for recompute in [false, true] {
+        let name = if recompute { "whole step, blocks recomputed" } else { "whole step" };
+        group.bench_function(name, |bench| {
+            bench.iter(|| {
+                let mut tape = Tape::training(&params, 0, step).recompute_blocks(recompute);
+                let logits = trunk.forward(&mut tape, &pixels).unwrap();
+                let loss = cross_entropy(&mut tape, &logits, &targets, &options).unwrap();
+                tape.backward(&loss, &mut grads).unwrap();
+                optimizer.step(&params, &grads, 1e-3).unwrap();
+                step += 1;
+            });
+        });
+    }
+    group.finish();
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(500));
-    targets = linear
+    targets = linear, memory_bound, attend, loss, training
 }
 criterion_main!(benches);

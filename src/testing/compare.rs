@@ -3,7 +3,7 @@
 //! | check | data | criterion |
 //! |---|---|---|
 //! | exact | integers whose every partial sum is representable | equal bits |
-//! | bound | random, rounded through the storage dtype | per element: a-priori rounding bound of an f32 accumulation + one output rounding |
+//! | bound | random, rounded through the storage dtype | per element: a-priori rounding bound of an f32 accumulation, of roundings on the way, and of the output |
 //! | ratio | realistic scales | error at most 2× (forward) or 3× (backward) that of plain same-precision arithmetic |
 //! | norm | large shapes | relative norm per row and per column |
 
@@ -49,16 +49,36 @@ pub fn exact(got: &[f64], want: &[f64]) -> Outcome {
 /// `γ(n) = n·u₃₂ / (1 − n·u₃₂)` (Higham, "Accuracy and Stability of Numerical Algorithms", §3.1) for accumulation in f32 in any
 /// order, and one rounding to the storage type.
 pub fn bound(got: &[f64], want: &[f64], magnitude: &[f64], terms: usize, dtype: DType) -> Outcome {
-    let unit = dtype.accumulator().unit_roundoff();
-    let n = (terms + 2) as f64 * unit;
+    bound_chain(got, want, magnitude, &Chain { terms, inner: 0, storage: dtype, output: dtype })
+}
+
+/// How a multilinear result came about, as far as its rounding bound is concerned.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Chain {
+    /// Operations in f32 one after the other; products in a row add up their terms.
+    pub terms: usize,
+    /// Values on the way that are rounded to the storage type, as `h = x Aᵀ` is before it meets B.
+    pub inner: usize,
+    pub storage: DType,
+    /// What the result is rounded to: f32 for a parameter's gradient, whatever the storage type.
+    pub output: DType,
+}
+
+/// As [`bound`], for results with roundings on the way: each adds `u_storage · magnitude`.
+pub fn bound_chain(got: &[f64], want: &[f64], magnitude: &[f64], chain: &Chain) -> Outcome {
+    if magnitude.len() != want.len() {
+        return Outcome { check: "bound", error: f64::INFINITY, limit: 1.0, worst: None };
+    }
+    let n = (chain.terms + 2) as f64 * chain.output.accumulator().unit_roundoff();
     let gamma = n / (1.0 - n);
-    let smallest = match dtype {
+    let (storage, output) = (chain.storage.unit_roundoff(), chain.output.unit_roundoff());
+    let inner = (1.0 + storage).powi(chain.inner as i32) - 1.0;
+    let share = (gamma + inner + gamma * inner) * (1.0 + output);
+    let smallest = match chain.output {
         DType::F16 => 2f64.powi(-25),
         _ => f64::from(f32::MIN_POSITIVE),
     };
-    per_element("bound", got, want, 1.0, |i| {
-        gamma * magnitude[i] * (1.0 + dtype.unit_roundoff()) + dtype.unit_roundoff() * want[i].abs() + smallest
-    })
+    per_element("bound", got, want, 1.0, |i| share * magnitude[i] + output * want[i].abs() + smallest)
 }
 
 /// The largest error at most `factor` times that of `plain`, a straightforward computation in the same precision, plus one
@@ -133,6 +153,9 @@ mod tests {
         assert!(bound(&want, &want, &magnitude, 16, DType::F32).ok());
         assert!(!bound(&wrong, &want, &magnitude, 16, DType::F32).ok());
         assert!(bound(&wrong, &want, &magnitude, 16, DType::BF16).ok());
+        let through = |inner| Chain { terms: 16, inner, storage: DType::BF16, output: DType::F32 };
+        assert!(bound_chain(&wrong, &want, &magnitude, &through(1)).ok());
+        assert!(!bound_chain(&wrong, &want, &magnitude, &through(0)).ok());
         let plain = [1.0, -2.0, 3.0006, 4.0];
         assert!(ratio(&wrong, &want, &plain, 2.0, DType::F32).ok());
         assert!(!ratio(&wrong, &want, &want, 2.0, DType::F32).ok());

@@ -1,0 +1,259 @@
+//! `graftwork bench`: every op's time beside its floor and its baseline.
+
+mod plot;
+mod table;
+mod timing;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use graftwork::{DType, Device, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use crate::output;
+use crate::verify::{DTYPES, known_ops, open_executing};
+use table::{Baseline, Cost, Entry, Size, Subject};
+use timing::{Bare, Call, Effort, Job, Peak, Step, Timing, time};
+
+const QUICK: Effort = Effort { batch: 3e-4, repeats: 3 };
+const FULL: Effort = Effort { batch: 2e-2, repeats: 9 };
+
+#[derive(clap::Args)]
+#[command(
+    after_help = "Seconds are the median of several batches of calls, in turn with those of the baseline in the same process; a batch lies
+between two waits for the device. On a GPU the calls of a batch go round sets of buffers larger than its second-level cache, and the
+time holds the launches too: what is shorter than a launch (a few µs) shows the launch.
+The floor is max(FLOP / peak, bytes / bandwidth). On the CPU both are measured first, by the bare product and a copy past the
+caches, so what stays in the caches can lie below its floor; on an H200 they are 989 TF/s (67 in f32) and 4.8 TB/s.
+docs/verify-and-bench.md tells more."
+)]
+pub struct Args {
+    /// cpu, cuda, cuda:N [default: a GPU if there is one, else the CPU]
+    #[arg(long)]
+    device: Option<String>,
+    /// Only these ops
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    op: Vec<String>,
+    /// Write every row as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Draw time beside floor
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+    /// Small shapes in f32, few repeats: for a look, not for the record
+    #[arg(long)]
+    quick: bool,
+}
+
+#[derive(Serialize)]
+pub struct Row {
+    op: &'static str,
+    pass: &'static str,
+    dtype: &'static str,
+    shape: String,
+    device: String,
+    /// Null, as the others below, where `note` says why.
+    seconds: Option<f64>,
+    floor_seconds: Option<f64>,
+    baseline: &'static str,
+    baseline_seconds: Option<f64>,
+    /// Seconds over the baseline's: the median of the repeats' ratios.
+    ratio: Option<f64>,
+    /// Distance of the quartiles over the median.
+    spread: Option<f64>,
+    /// Calls in a batch.
+    calls: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    version: &'static str,
+    device: String,
+    threads: usize,
+    /// Per second, in f32 and for memory; null where unknown.
+    peak_flops: Option<f64>,
+    bandwidth: Option<f64>,
+    rows: Vec<Row>,
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let device = open_executing(args.device.as_deref(), "bench")?;
+    let mut known: Vec<&str> = table::all(DType::F32).iter().map(Entry::op).collect();
+    known.dedup();
+    known_ops(&args.op, &known, "bench")?;
+    let peak = Peak::of(&device, DType::F32, args.quick)?;
+    announce(&device, peak);
+    let mut report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        device: device.name(),
+        threads: rayon::current_num_threads(),
+        peak_flops: peak.map(|p| p.flops),
+        bandwidth: peak.map(|p| p.bandwidth),
+        rows: Vec::new(),
+    };
+    let work: Vec<(DType, Entry)> = dtypes(&device, args.quick)
+        .iter()
+        .flat_map(|&dtype| table::all(dtype).into_iter().map(move |entry| (dtype, entry)))
+        .filter(|(_, entry)| wanted(args, &device, entry))
+        .collect();
+    let bar = progress(work.len());
+    for (dtype, entry) in &work {
+        bar.set_message(entry.op());
+        // A GPU's peak depends on the dtype; the CPU computes everything in f32.
+        let peak = if device.is_cpu() { peak } else { Peak::of(&device, *dtype, args.quick)? };
+        let bench = Bench { device: &device, dtype: *dtype, peak, effort: if args.quick { QUICK } else { FULL } };
+        bench.entry(entry, &mut report.rows);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let header = ["op", "pass", "dtype", "shape", "device", "time", "floor", "× floor", "baseline", "ratio", "note"];
+    let cells: Vec<_> = report.rows.iter().map(Row::cells).collect();
+    print!("{}", output::table(&header, &cells));
+    if let Some(path) = &args.json {
+        output::write_json(path, &report)?;
+    }
+    if let Some(path) = &args.plot {
+        let title = format!("graftwork {} on {}: time beside floor", report.version, report.device);
+        plot::write(path, &title, &report.rows)?;
+        println!("\nplot in {}", path.display());
+    }
+    let failed = report.rows.iter().any(|row| row.seconds.is_none());
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// The CPU widens both 16-bit types alike, so one of them stands for both.
+fn dtypes(device: &Device, quick: bool) -> &'static [DType] {
+    match (device.is_cpu(), quick) {
+        (true, true) => &[DType::F32],
+        (true, false) => &[DType::F32, DType::BF16],
+        (false, _) => &DTYPES,
+    }
+}
+
+fn wanted(args: &Args, device: &Device, entry: &Entry) -> bool {
+    let largest = match (args.quick, device.is_cpu()) {
+        (true, _) => Size::Digits,
+        (false, true) => Size::Model,
+        (false, false) => Size::Gpu,
+    };
+    // Asked for by name, an op without a small shape shows its others.
+    let named = args.op.iter().any(|name| name == entry.op());
+    (named || args.op.is_empty()) && (entry.size <= largest || (named && entry.size == Size::Model))
+}
+
+fn announce(device: &Device, peak: Option<Peak>) {
+    match peak {
+        Some(Peak { flops, bandwidth }) => {
+            let how = if device.is_cpu() { "measured" } else { "its data sheet" };
+            println!("{}: {:.1} GFLOP/s in f32, {:.1} GB/s ({how})\n", device.name(), flops / 1e9, bandwidth / 1e9);
+        }
+        None => println!("{}: peak unknown, so there are no floors\n", device.name()),
+    }
+}
+
+fn progress(len: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:40} op {pos}/{len}  {msg}");
+    let bar = ProgressBar::new(len as u64);
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
+}
+
+struct Bench<'a> {
+    device: &'a Device,
+    dtype: DType,
+    peak: Option<Peak>,
+    effort: Effort,
+}
+
+impl Bench<'_> {
+    fn entry(&self, entry: &Entry, rows: &mut Vec<Row>) {
+        match &entry.subject {
+            Subject::Call { case, forward, backward } => {
+                for (pass, cost) in [("forward", forward), ("backward", backward)] {
+                    let job = Call::new(case, self.device, self.dtype, cost.bytes, pass == "backward");
+                    rows.push(self.row(case.op, pass, case.shape.clone(), cost, job));
+                }
+            }
+            Subject::Step { n, cost } => {
+                let job = Step::new(self.device, self.dtype, *n);
+                rows.push(self.row("adamw", "step", n.to_string(), cost, job));
+            }
+        }
+    }
+
+    fn row(&self, op: &'static str, pass: &'static str, shape: String, cost: &Cost, job: Result<impl Job>) -> Row {
+        let baseline = match (cost.baseline, self.device.is_cpu()) {
+            (Baseline::Product { .. }, true) => "bare gemm",
+            (Baseline::Product { .. }, false) => "none",
+            (Baseline::Copy, _) => "copy",
+        };
+        let outcome = job.and_then(|job| self.measure(&job, cost));
+        let (timing, error) = match outcome {
+            Ok(timing) => (Some(timing), None),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        let of = |get: fn(&Timing) -> f64| timing.as_ref().map(get);
+        Row {
+            op,
+            pass,
+            dtype: self.dtype.name(),
+            shape,
+            device: self.device.name(),
+            seconds: of(|t| t.seconds),
+            floor_seconds: self.peak.map(|p| p.floor(cost.flops, cost.bytes)),
+            baseline,
+            baseline_seconds: timing.as_ref().and_then(|t| t.baseline_seconds),
+            ratio: timing.as_ref().and_then(|t| t.ratio),
+            spread: of(|t| t.spread),
+            calls: timing.as_ref().map(|t| t.calls),
+            note: error,
+        }
+    }
+
+    fn measure(&self, job: &impl Job, cost: &Cost) -> Result<Timing> {
+        let bare = Bare::new(self.device, cost.baseline, cost.bytes)?;
+        time(self.device, job, bare.as_ref().map(|b| b as &dyn Job), self.effort)
+    }
+}
+
+impl Row {
+    fn cells(&self) -> Vec<String> {
+        let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".into());
+        let over_floor = self.seconds.zip(self.floor_seconds).map(|(s, f)| format!("{:.1}", s / f));
+        let baseline = self.baseline_seconds.map(|s| format!("{} {}", self.baseline, seconds(s)));
+        vec![
+            self.op.into(),
+            self.pass.into(),
+            self.dtype.into(),
+            self.shape.clone(),
+            self.device.clone(),
+            or_dash(self.seconds.map(seconds)),
+            or_dash(self.floor_seconds.map(seconds)),
+            or_dash(over_floor),
+            baseline.unwrap_or_else(|| self.baseline.into()),
+            or_dash(self.ratio.map(|r| format!("{r:.2}"))),
+            self.note.clone().unwrap_or_default(),
+        ]
+    }
+}
+
+/// Seconds with a unit, three digits or so.
+fn seconds(s: f64) -> String {
+    let (value, unit) = match s {
+        s if s < 9.995e-7 => (s * 1e9, "ns"),
+        s if s < 9.995e-4 => (s * 1e6, "µs"),
+        s if s < 0.9995 => (s * 1e3, "ms"),
+        s => (s, "s"),
+    };
+    let digits = if value < 9.995 {
+        2
+    } else if value < 99.95 {
+        1
+    } else {
+        0
+    };
+    format!("{value:.digits$} {unit}")
+}

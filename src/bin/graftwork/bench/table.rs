@@ -1,0 +1,268 @@
+//! What is timed: the calls that `verify` judges, at sizes of real use, with the work that no implementation can avoid.
+
+use graftwork::DType;
+use graftwork::ops::norm::Kind;
+use graftwork::ops::{Activation, CrossEntropyOptions, Pooling};
+use graftwork::ops::{
+    activation, attention, cross_entropy, embedding, frozen_linear, linear, norm, patch_embedding, pool, scale_add,
+};
+
+use crate::verify::case::{Case, Judge};
+use crate::verify::cases;
+use cases::attention::Form;
+use cases::tokens::Image;
+
+/// One pass's unavoidable work, and what it is measured against.
+#[derive(Clone, Copy, Debug)]
+pub struct Cost {
+    pub flops: u64,
+    pub bytes: u64,
+    pub baseline: Baseline,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Baseline {
+    /// The bare matrix product `[m, k] × [k, n]`.
+    Product { m: usize, n: usize, k: usize },
+    /// A memory copy that reads and writes as many bytes as the op.
+    Copy,
+}
+
+impl Cost {
+    fn copy(flops: u64, bytes: u64) -> Self {
+        Cost { flops, bytes, baseline: Baseline::Copy }
+    }
+
+    fn product(flops: u64, bytes: u64, [m, n, k]: [usize; 3]) -> Self {
+        Cost { flops, bytes, baseline: Baseline::Product { m, n, k } }
+    }
+}
+
+/// Who runs an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Size {
+    /// The shipped trunk at batch 32: quick runs as well.
+    Digits,
+    /// ViT-B and language models.
+    Model,
+    /// What a CPU would take seconds for.
+    Gpu,
+}
+
+pub enum Subject {
+    Call {
+        case: Case,
+        forward: Cost,
+        backward: Cost,
+    },
+    /// AdamW over so many parameters.
+    Step {
+        n: usize,
+        cost: Cost,
+    },
+}
+
+pub struct Entry {
+    pub size: Size,
+    pub subject: Subject,
+}
+
+impl Entry {
+    pub fn op(&self) -> &'static str {
+        match &self.subject {
+            Subject::Call { case, .. } => case.op,
+            Subject::Step { .. } => "adamw",
+        }
+    }
+}
+
+/// Every entry, for values of `dtype`.
+pub fn all(dtype: DType) -> Vec<Entry> {
+    use Size::{Digits, Gpu, Model};
+    let t = Table { dtype, size: dtype.size() as u64 };
+    let entry = |size, subject| Entry { size, subject };
+    vec![
+        entry(Digits, t.frozen([544, 64, 64, 8])),
+        entry(Digits, t.frozen([544, 128, 64, 8])),
+        entry(Model, t.frozen([512, 768, 768, 8])),
+        entry(Model, t.frozen([512, 3072, 768, 16])),
+        entry(Gpu, t.frozen([4096, 4096, 4096, 16])),
+        entry(Digits, t.linear([32, 5, 64])),
+        entry(Model, t.linear([512, 768, 768])),
+        entry(Digits, t.norm(Kind::Layer, 544, 64)),
+        entry(Model, t.norm(Kind::Layer, 1576, 768)),
+        entry(Gpu, t.norm(Kind::Layer, 8192, 4096)),
+        entry(Model, t.norm(Kind::Rms, 512, 4096)),
+        entry(Digits, t.activation(Activation::Gelu, 544, 128)),
+        entry(Model, t.activation(Activation::Gelu, 1576, 3072)),
+        entry(Model, t.activation(Activation::Relu, 1576, 3072)),
+        entry(Model, t.activation(Activation::GeluTanh, 1576, 3072)),
+        entry(Model, t.activation(Activation::QuickGelu, 1576, 3072)),
+        entry(Model, t.activation(Activation::Silu, 1576, 3072)),
+        entry(Digits, t.attention([32, 4, 17, 17, 16], Form::Plain)),
+        entry(Model, t.attention([4, 12, 197, 197, 64], Form::Plain)),
+        entry(Model, t.attention([1, 12, 512, 512, 64], Form::Causal)),
+        entry(Gpu, t.attention([4, 32, 2048, 2048, 128], Form::Causal)),
+        entry(Digits, t.scale_add(544, 64, false)),
+        entry(Model, t.scale_add(1576, 768, false)),
+        entry(Model, t.scale_add(1576, 768, true)),
+        entry(Gpu, t.scale_add(16384, 4096, false)),
+        entry(Digits, t.scale(544, 64)),
+        entry(Model, t.scale(1576, 768)),
+        entry(Model, t.embedding([2048, 8192, 768])),
+        entry(Digits, t.patch(Image(32, 1, [4, 4], 2, 64))),
+        entry(Model, t.patch(Image(4, 3, [14, 14], 16, 768))),
+        entry(Digits, t.pool(Pooling::ClassToken, [32, 17, 64])),
+        entry(Model, t.pool(Pooling::Mean, [8, 197, 768])),
+        entry(Digits, t.cross_entropy(32, 5)),
+        entry(Model, t.cross_entropy(256, 32_000)),
+        entry(Digits, t.adamw(8_192)),
+        entry(Model, t.adamw(2_000_000)),
+    ]
+}
+
+/// Bytes of an f32 number: a parameter's gradient.
+const F32: u64 = 4;
+
+struct Table {
+    dtype: DType,
+    /// Bytes of a value.
+    size: u64,
+}
+
+fn product(numbers: &[usize]) -> u64 {
+    numbers.iter().map(|&n| n as u64).product()
+}
+
+impl Table {
+    /// u = dy B, both parts of dx, dA and dB; the frozen weight has no gradient.
+    fn frozen(&self, [m, n, k, r]: [usize; 4]) -> Subject {
+        let desc = frozen_linear::Desc { m, n, k, r, dtype: self.dtype, scale: 2.0, dropout: None };
+        let flops = 2 * product(&[m, n, k]) + 4 * product(&[m, r, n + k]);
+        let read = product(&[m, n + k + r]) + product(&[n, k]) + product(&[r, n + k]);
+        let bytes = (read + product(&[m, k])) * self.size + product(&[r, n + k]) * F32;
+        Subject::Call {
+            case: cases::linear::frozen(cases::linear::Frozen(m, n, k, r, true, 0.0), Judge::Bound),
+            forward: Cost::product(desc.flops(), desc.bytes(), [m, n, k]),
+            backward: Cost::product(flops, bytes, [m, k, n]),
+        }
+    }
+
+    fn linear(&self, [m, n, k]: [usize; 3]) -> Subject {
+        let desc = linear::Desc { m, n, k, dtype: self.dtype };
+        let bytes = (product(&[m, n + 2 * k]) + product(&[n, k])) * self.size + product(&[n, k]) * F32;
+        Subject::Call {
+            case: cases::linear::trainable((m, n, k), Judge::Bound),
+            forward: Cost::product(desc.flops(), desc.bytes(), [m, n, k]),
+            // dx and dW.
+            backward: Cost::product(2 * desc.flops(), bytes, [m, 2 * k, n]),
+        }
+    }
+
+    fn norm(&self, kind: Kind, m: usize, d: usize) -> Subject {
+        let desc = norm::Desc { m, d, kind, bias: kind == Kind::Layer, eps: 1e-5, dtype: self.dtype };
+        let form = if kind == Kind::Layer { cases::norm::Form::Layer } else { cases::norm::Form::Rms };
+        Subject::Call {
+            case: cases::norm::normed(form, (m, d), 1e-5),
+            forward: Cost::copy(desc.flops(), desc.bytes()),
+            // x and dy in, dx out.
+            backward: Cost::copy(2 * desc.flops(), 3 * product(&[m, d]) * self.size),
+        }
+    }
+
+    fn activation(&self, function: Activation, m: usize, n: usize) -> Subject {
+        let desc = activation::Desc { n: m * n, activation: function, dtype: self.dtype };
+        Subject::Call {
+            case: cases::elementwise::activated(function, (m, n)),
+            forward: Cost::copy(desc.flops(), desc.bytes()),
+            backward: Cost::copy(2 * desc.flops(), 3 * product(&[m, n]) * self.size),
+        }
+    }
+
+    /// Forward is two products, backward five; q, k, v and dy come in, dq, dk and dv go out.
+    fn attention(&self, shape: cases::attention::Shape, form: Form) -> Subject {
+        let [b, h, t, s, d] = shape;
+        let causal = form == Form::Causal;
+        let desc = attention::Desc { b, t, s, h, d, dtype: self.dtype, causal, scale: 1.0, mask: None };
+        // A causal mask over a square leaves half of the products.
+        let flops = if causal { desc.flops() / 2 } else { desc.flops() };
+        let bytes = product(&[b, h, d, 3 * t + 4 * s]) * self.size;
+        let rows = if causal { b * h * t / 2 } else { b * h * t };
+        Subject::Call {
+            case: cases::attention::attended(shape, form),
+            forward: Cost::product(flops, desc.bytes(), [rows, s, 2 * d]),
+            backward: Cost::product(flops / 2 * 5, bytes, [rows, s, 5 * d]),
+        }
+    }
+
+    /// dx is dy itself and costs nothing.
+    fn scale_add(&self, m: usize, n: usize, broadcast: bool) -> Subject {
+        let (outer, inner) = if broadcast { (m, n) } else { (1, m * n) };
+        let desc = scale_add::Desc { outer, inner, scale: 0.5, dtype: self.dtype };
+        let out = if broadcast { n as u64 * F32 } else { product(&[m, n]) * self.size };
+        Subject::Call {
+            case: cases::elementwise::added((m, n), broadcast, Judge::Bound),
+            forward: Cost::copy(desc.flops(), desc.bytes()),
+            backward: Cost::copy(product(&[m, n]), product(&[m, n]) * self.size + out),
+        }
+    }
+
+    fn scale(&self, m: usize, n: usize) -> Subject {
+        let cost = Cost::copy(product(&[m, n]), 2 * product(&[m, n]) * self.size);
+        Subject::Call { case: cases::elementwise::scaled((m, n), Judge::Bound), forward: cost, backward: cost }
+    }
+
+    fn embedding(&self, [m, v, d]: [usize; 3]) -> Subject {
+        let desc = embedding::Desc { m, v, d, dtype: self.dtype, id_dtype: DType::I64 };
+        Subject::Call {
+            case: cases::tokens::looked_up((m, v, d), DType::I64, Judge::Bound),
+            forward: Cost::copy(desc.flops(), desc.bytes()),
+            // dy in; the rows that occur are read and written.
+            backward: Cost::copy(product(&[m, d]), product(&[m, d]) * self.size + 2 * product(&[m.min(v), d]) * F32),
+        }
+    }
+
+    fn patch(&self, image: Image) -> Subject {
+        let Image(b, c, grid, patch, d) = image;
+        let desc = patch_embedding::Desc { b, c, grid, patch, d, class_token: true, dtype: self.dtype };
+        let rows = b * desc.patches();
+        Subject::Call {
+            case: cases::tokens::patched(image, true, Judge::Bound),
+            forward: Cost::product(desc.flops(), desc.bytes(), [rows, d, desc.k()]),
+            backward: Cost::product(desc.flops(), desc.bytes(), [rows, desc.k(), d]),
+        }
+    }
+
+    fn pool(&self, pooling: Pooling, [b, t, d]: [usize; 3]) -> Subject {
+        let desc = pool::Desc { b, t, d, pooling, dtype: self.dtype };
+        Subject::Call {
+            case: cases::tokens::pooled((b, t, d), pooling, Judge::Bound),
+            forward: Cost::copy(desc.flops(), desc.bytes()),
+            backward: Cost::copy(product(&[b, d]), product(&[b, t + 1, d]) * self.size),
+        }
+    }
+
+    fn cross_entropy(&self, m: usize, c: usize) -> Subject {
+        let options = CrossEntropyOptions { ignore_index: Some(-100), ..CrossEntropyOptions::default() };
+        let desc = cross_entropy::Desc {
+            m,
+            c,
+            dtype: self.dtype,
+            target_dtype: DType::I64,
+            ignore_index: options.ignore_index,
+            label_smoothing: 0.0,
+            denominator: None,
+        };
+        Subject::Call {
+            case: cases::loss::entropy((m, c), DType::I64, options, false),
+            forward: Cost::copy(desc.flops(), desc.bytes()),
+            backward: Cost::copy(desc.flops(), 2 * product(&[m, c]) * self.size),
+        }
+    }
+
+    /// Parameters and both moments in and out, gradients in and zeroed, and the working copy where it is another tensor.
+    fn adamw(&self, n: usize) -> Subject {
+        let working = if self.dtype == DType::F32 { 0 } else { self.size };
+        Subject::Step { n, cost: Cost::copy(16 * n as u64, n as u64 * (8 * F32 + working)) }
+    }
+}

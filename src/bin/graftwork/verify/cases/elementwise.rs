@@ -1,0 +1,68 @@
+//! Activations, add and scale.
+
+use graftwork::ops::{Activation, activation, scale, scale_add};
+
+use crate::verify::case::{Arithmetic, Case, Judge};
+
+const SHAPES: [(usize, usize); 6] = [(1, 1), (1, 3), (3, 7), (17, 33), (65, 129), (33, 1025)];
+
+pub fn all() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for function in Activation::ALL {
+        cases.extend(SHAPES.iter().map(|&shape| activated(function, shape)));
+    }
+    for judge in [Judge::Exact, Judge::Bound] {
+        for shape in SHAPES {
+            cases.push(added(shape, false, judge));
+            cases.push(added(shape, true, judge));
+            cases.push(scaled(shape, judge));
+        }
+        cases.push(doubled((33, 65), judge));
+    }
+    cases
+}
+
+/// relu chooses and rounds nothing, so it is exact on any data. The others are judged where they bend: N(0, 2²). The first value is
+/// positive: alone, one far below zero would measure the relative error of a vanishing result, which `1 + tanh` does not bound.
+pub fn activated(function: Activation, (m, n): (usize, usize)) -> Case {
+    let judge = if function == Activation::Relu { Judge::Exact } else { Judge::Smooth };
+    // An exponential, tanh or erf counts as ten; backward takes the derivative of a product.
+    let (forward, backward) = (Arithmetic::depth(16), Arithmetic::depth(32));
+    Case::new(function.name(), format!("{m}x{n}"), judge)
+        .limit(3)
+        .input("x", &[m, n], backward)
+        .shaped(move |i, v| match (judge, i) {
+            (Judge::Exact, _) => v,
+            (_, 0) => 2.0 * v.abs(),
+            _ => 2.0 * v,
+        })
+        .call(forward, move |tape, given| activation(tape, given.var("x")?, function))
+}
+
+/// `x + s · z`, z a parameter that is repeated where `broadcast`.
+pub fn added((m, n): (usize, usize), broadcast: bool, judge: Judge) -> Case {
+    let s = if judge == Judge::Exact { -0.5 } else { -1.7 };
+    let name = if broadcast { format!("{m}x{n} + {n}") } else { format!("{m}x{n}") };
+    let case = Case::new("scale_add", name, judge).input("x", &[m, n], Arithmetic::NONE);
+    let case = match broadcast {
+        true => case.param("z", &[n], Arithmetic::depth(m + 1)),
+        false => case.input("z", &[m, n], Arithmetic::depth(1)),
+    };
+    case.call(Arithmetic::depth(3), move |tape, given| {
+        scale_add(tape, given.var("x")?, given.var("z")?, given.factor(s))
+    })
+}
+
+/// `x + s · x`: both gradients flow into one.
+fn doubled((m, n): (usize, usize), judge: Judge) -> Case {
+    Case::new("scale_add", format!("{m}x{n} twice"), judge)
+        .input("x", &[m, n], Arithmetic::depth(3).inner(1))
+        .call(Arithmetic::depth(3), |tape, given| scale_add(tape, given.var("x")?, given.var("x")?, 0.5))
+}
+
+pub fn scaled((m, n): (usize, usize), judge: Judge) -> Case {
+    let s = if judge == Judge::Exact { -0.5 } else { -1.7 };
+    Case::new("scale", format!("{m}x{n}"), judge)
+        .input("x", &[m, n], Arithmetic::depth(2))
+        .call(Arithmetic::depth(2), move |tape, given| scale(tape, given.var("x")?, given.factor(s)))
+}

@@ -1,0 +1,103 @@
+//! Linear layers: frozen with bias, low-rank update and dropout, and trainable.
+
+use graftwork::ops::{LowRank, frozen_linear, linear, scale_add};
+
+use crate::verify::case::{Arithmetic, Case, Judge};
+
+/// m, n, k, r (0: no update), bias, dropout.
+#[derive(Clone, Copy)]
+pub struct Frozen(pub usize, pub usize, pub usize, pub usize, pub bool, pub f64);
+
+const FROZEN: [Frozen; 16] = [
+    Frozen(1, 1, 1, 1, true, 0.0),
+    Frozen(0, 5, 3, 2, true, 0.0),
+    Frozen(1, 7, 3, 0, true, 0.0),
+    Frozen(3, 7, 17, 1, true, 0.5),
+    Frozen(7, 33, 65, 5, false, 0.0),
+    Frozen(17, 129, 33, 8, true, 0.5),
+    Frozen(33, 65, 129, 16, true, 0.0),
+    Frozen(33, 65, 129, 0, false, 0.0),
+    Frozen(65, 33, 7, 64, true, 0.5),
+    Frozen(129, 17, 65, 256, true, 0.5),
+    Frozen(129, 1, 33, 8, true, 0.0),
+    Frozen(65, 129, 1, 16, true, 0.0),
+    Frozen(64, 64, 64, 8, true, 0.0),
+    Frozen(130, 136, 72, 16, true, 0.5),
+    Frozen(128, 256, 192, 64, true, 0.5),
+    Frozen(257, 320, 136, 8, false, 0.0),
+];
+
+const LINEAR: [(usize, usize, usize); 8] =
+    [(1, 1, 1), (3, 7, 17), (7, 3, 1), (17, 33, 65), (65, 5, 129), (33, 129, 7), (129, 65, 33), (128, 64, 192)];
+
+pub fn all() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for judge in [Judge::Exact, Judge::Bound] {
+        cases.extend(FROZEN.iter().map(|&shape| frozen(shape, judge)));
+        cases.extend([(1, 3, 5, 2), (17, 33, 65, 8), (64, 64, 64, 8)].map(|shape| shared(shape, judge)));
+        cases.extend(LINEAR.iter().map(|&shape| trainable(shape, judge)));
+    }
+    cases
+}
+
+/// Products of a rank's worth of integers stay small in bf16 only for the smallest integers.
+const UNIT: u32 = 1;
+const SCALE: f64 = -2.0;
+
+pub fn frozen(Frozen(m, n, k, r, bias, dropout): Frozen, judge: Judge) -> Case {
+    let mut shape = format!("{m}x{n}x{k}");
+    for (part, present) in [(format!(" r={r}"), r > 0), (" bias".into(), bias), (" dropout".into(), dropout > 0.0)] {
+        shape += if present { &part } else { "" };
+    }
+    let update = usize::from(r > 0);
+    // Beyond the sums: scale, mask, bias and the sum of both products.
+    let extra = 4;
+    let mut case = Case::new("frozen_linear", shape, judge)
+        .limit(UNIT)
+        .dropout(dropout > 0.0)
+        .input("x", &[m, k], Arithmetic::depth(n + r + extra).inner(update))
+        .frozen("weight", &[n, k]);
+    if bias {
+        case = case.param("bias", &[n], Arithmetic::depth(m));
+    }
+    if r > 0 {
+        case = case.param("a", &[r, k], Arithmetic::depth(m + n + extra).inner(1));
+        case = case.param("b", &[n, r], Arithmetic::depth(m + k + extra).inner(1));
+    }
+    case.call(Arithmetic::depth(k + r + extra).inner(update), move |tape, given| {
+        let update = match (given.maybe("a"), given.maybe("b")) {
+            (Some(a), Some(b)) => Some(LowRank { a, b, scale: given.factor(SCALE), dropout, site: 3 }),
+            _ => None,
+        };
+        frozen_linear(tape, given.var("x")?, given.frozen("weight")?, given.maybe("bias"), update)
+    })
+}
+
+/// Two layers that read one x, as q and v do: the second gradient of x is added to the first.
+fn shared((m, n, k, r): (usize, usize, usize, usize), judge: Judge) -> Case {
+    let extra = 5;
+    Case::new("frozen_linear", format!("{m}x{n}x{k} r={r} twice"), judge)
+        .limit(UNIT)
+        .input("x", &[m, k], Arithmetic::depth(2 * n + r + extra).inner(2))
+        .frozen("first", &[n, k])
+        .frozen("second", &[n, k])
+        .param("a", &[r, k], Arithmetic::depth(m + n + extra).inner(1))
+        .param("b", &[n, r], Arithmetic::depth(m + k + extra).inner(1))
+        .call(Arithmetic::depth(k + r + extra).inner(2), move |tape, given| {
+            let (x, a, b) = (given.var("x")?, given.var("a")?, given.var("b")?);
+            let update = LowRank { a, b, scale: given.factor(SCALE), dropout: 0.0, site: 3 };
+            let first = frozen_linear(tape, x, given.frozen("first")?, None, Some(update))?;
+            let second = frozen_linear(tape, x, given.frozen("second")?, None, None)?;
+            scale_add(tape, &first, &second, 1.0)
+        })
+}
+
+pub fn trainable((m, n, k): (usize, usize, usize), judge: Judge) -> Case {
+    Case::new("linear", format!("{m}x{n}x{k}"), judge)
+        .input("x", &[m, k], Arithmetic::depth(n))
+        .param("weight", &[n, k], Arithmetic::depth(m))
+        .param("bias", &[n], Arithmetic::depth(m))
+        .call(Arithmetic::depth(k + 1), |tape, given| {
+            linear(tape, given.var("x")?, given.var("weight")?, given.maybe("bias"))
+        })
+}

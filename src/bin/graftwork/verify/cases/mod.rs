@@ -1,0 +1,17 @@
+//! The table of cases, one file for each family of ops. `bench` times the same calls.
+
+pub mod adamw;
+pub mod attention;
+pub mod elementwise;
+pub mod linear;
+pub mod loss;
+pub mod norm;
+pub mod tokens;
+
+use super::case::Case;
+
+/// Every case, families together.
+pub fn all() -> Vec<Case> {
+    let families = [linear::all, norm::all, elementwise::all, attention::all, tokens::all, loss::all, adamw::all];
+    families.into_iter().flat_map(|family| family()).collect()
+}

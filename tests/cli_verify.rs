@@ -1,0 +1,116 @@
+//! The commands `verify` and `bench`, as a user runs them.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn graftwork(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_graftwork")).args(args).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A path in a directory of this test's own.
+fn file(test: &str, name: &str) -> PathBuf {
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(test);
+    std::fs::create_dir_all(&dir).unwrap();
+    let path = dir.join(name);
+    let _ = std::fs::remove_file(&path);
+    path
+}
+
+fn json(path: &PathBuf) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn words<'a>(rows: &'a [Value], field: &str) -> std::collections::BTreeSet<&'a str> {
+    rows.iter().filter_map(|row| row[field].as_str()).collect()
+}
+
+#[test]
+fn verify_accepts_the_cpu_and_lists_every_row() {
+    let path = file("verify", "verify.json");
+    let output = graftwork(&["verify", "--device", "cpu", "--quick", "--json", path.to_str().unwrap()]);
+    assert!(output.status.success(), "{}\n{}", String::from_utf8_lossy(&output.stdout), stderr(&output));
+
+    let report = json(&path);
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(report["summary"]["failed"], 0);
+    assert_eq!(report["summary"]["rows"], rows.len());
+    for row in rows {
+        for field in ["op", "pass", "dtype", "shape", "device", "check"] {
+            assert!(row[field].is_string(), "{field} in {row}");
+        }
+        let (error, limit) = (row["error"].as_f64().unwrap(), row["limit"].as_f64().unwrap());
+        assert!(error <= limit && row["ok"] == true, "{row}");
+    }
+    assert_eq!(words(rows, "dtype"), ["bf16", "f16", "f32"].into());
+    assert!(words(rows, "check").is_superset(&["exact", "bound", "norm", "repeat"].into()));
+    let ops = words(rows, "op");
+    for op in ["frozen_linear", "linear", "layer_norm", "rms_norm", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu"] {
+        assert!(ops.contains(op), "{op}");
+    }
+    for op in ["attention", "scale_add", "scale", "embedding", "patch_embedding", "cross_entropy", "adamw"] {
+        assert!(ops.contains(op), "{op}");
+    }
+    assert!(ops.contains("pool_mean") && ops.contains("pool_class_token"));
+
+    let controls = report["controls"].as_array().unwrap();
+    assert_eq!(words(controls, "check"), ["bound", "exact", "norm", "ratio", "repeat"].into());
+    assert!(controls.iter().all(|c| c["rejected"] == true), "{controls:?}");
+}
+
+#[test]
+fn verify_takes_names_and_refuses_unknown_ones() {
+    let path = file("names", "verify.json");
+    let some = graftwork(&["verify", "--device", "cpu", "--quick", "--op", "scale", "--json", path.to_str().unwrap()]);
+    assert!(some.status.success(), "{}", stderr(&some));
+    assert_eq!(words(json(&path)["rows"].as_array().unwrap(), "op"), ["scale"].into());
+    for command in ["verify", "bench"] {
+        let none = graftwork(&[command, "--device", "cpu", "--op", "convolution"]);
+        assert_eq!(none.status.code(), Some(2));
+        assert!(stderr(&none).contains("convolution") && stderr(&none).contains("layer_norm"), "{}", stderr(&none));
+    }
+}
+
+#[test]
+fn a_device_that_computes_nothing_is_an_error() {
+    for command in ["verify", "bench"] {
+        let trace = graftwork(&[command, "--device", "trace"]);
+        assert_eq!(trace.status.code(), Some(2));
+        assert!(stderr(&trace).contains("runs none"), "{}", stderr(&trace));
+        if let Err(expected) = graftwork::Device::cuda(0) {
+            let cuda = graftwork(&[command, "--device", "cuda"]);
+            assert_eq!(cuda.status.code(), Some(2));
+            assert!(stderr(&cuda).contains(&expected.to_string()), "{}", stderr(&cuda));
+            assert!(!stderr(&cuda).contains("panicked"), "{}", stderr(&cuda));
+        }
+    }
+}
+
+#[test]
+fn bench_writes_rows_and_a_plot() {
+    let (rows_file, plot) = (file("bench", "bench.json"), file("bench", "bench.svg"));
+    let (json_path, plot_path) = (rows_file.to_str().unwrap(), plot.to_str().unwrap());
+    let output = graftwork(&["bench", "--device", "cpu", "--quick", "--json", json_path, "--plot", plot_path]);
+    assert!(output.status.success(), "{}", stderr(&output));
+
+    let report = json(&rows_file);
+    let rows = report["rows"].as_array().unwrap();
+    assert!(report["peak_flops"].as_f64().unwrap() > 0.0 && report["bandwidth"].as_f64().unwrap() > 0.0);
+    for row in rows {
+        for field in ["op", "pass", "dtype", "shape", "device", "baseline"] {
+            assert!(row[field].is_string(), "{field} in {row}");
+        }
+        for field in ["seconds", "floor_seconds", "baseline_seconds", "ratio"] {
+            assert!(row[field].as_f64().unwrap() > 0.0, "{field} in {row}");
+        }
+    }
+    assert_eq!(words(rows, "pass"), ["backward", "forward", "step"].into());
+
+    let svg = std::fs::read_to_string(&plot).unwrap();
+    assert!(svg.starts_with("<svg") && svg.contains("frozen_linear forward") && svg.contains("floor"), "{svg}");
+}
