@@ -1,4 +1,21 @@
-//! graftwork: adapters on frozen models.
+#![doc = include_str!("../README.md")]
+//!
+//! # The API on one screen
+//!
+//! | where | what |
+//! |---|---|
+//! | [`Device`] | the CPU, a GPU, a trainer's own stream, or a launcher of your own |
+//! | [`Tensor`] | views of a device's bytes: runtime dtype and shape |
+//! | [`FrozenWeight`](tensor::FrozenWeight) | a weight whose gradient cannot be asked for |
+//! | [`ParamSet`](tensor::ParamSet) | what learns: one flat buffer |
+//! | [`Tape`](autograd::Tape), [`Var`](autograd::Var), [`Grads`](autograd::Grads) | autograd that remembers only what adapters need, with a [`Ledger`](autograd::Ledger) of what that costs |
+//! | [`ops`] | frozen linear with low-rank update, linear, norms, activations, attention, embeddings, pooling, loss, AdamW |
+//! | [`adapters`] | LoRA and heads on a trunk, by module names; to and from PEFT files |
+//! | [`optim`] | AdamW and learning-rate schedules |
+//! | [`models`] | frozen trunks |
+//! | [`format`] | safetensors, PEFT, checkpoints; atomic writes |
+//! | [`kernels`] | the compiled kernels and what they take |
+//! | [`testing`] | the checks that decide what is right |
 
 pub mod adapters;
 pub mod autograd;
