@@ -46,13 +46,13 @@ impl Layout {
         if self.dims.contains(&0) { 0 } else { self.dims.iter().fold(1, |n: usize, &d| n.saturating_mul(d)) }
     }
 
-    /// Row-major with nothing between elements. A dimension of length 1 may have any stride.
+    /// Row-major with nothing between elements. A dimension of length 1 may have any stride, and a view of nothing any strides.
     pub fn is_contiguous(&self) -> bool {
+        if self.dims.contains(&0) {
+            return true;
+        }
         let mut expected = 1usize;
         for (&d, &s) in self.dims.iter().zip(&self.strides).rev() {
-            if d == 0 {
-                return true;
-            }
             if d != 1 && s != expected {
                 return false;
             }

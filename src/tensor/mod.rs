@@ -101,7 +101,7 @@ impl Tensor {
 
     /// Product of all dimensions but the last: the rows that row-wise ops see.
     pub fn rows(&self) -> usize {
-        self.dims().split_last().map_or(1, |(_, front)| front.iter().product())
+        self.dims().split_last().map_or(1, |(_, front)| Layout::contiguous(front).numel())
     }
 
     /// The last dimension.

@@ -43,6 +43,16 @@ pub enum DecayArg {
     Cosine,
 }
 
+impl From<DecayArg> for Decay {
+    fn from(decay: DecayArg) -> Self {
+        match decay {
+            DecayArg::Constant => Decay::Constant,
+            DecayArg::Linear => Decay::Linear,
+            DecayArg::Cosine => Decay::Cosine,
+        }
+    }
+}
+
 #[derive(clap::Args)]
 pub struct Args {
     /// What learns; several methods, separated by commas, are trained one after another and compared
@@ -173,6 +183,10 @@ impl Args {
         if self.accumulate == 0 {
             return Err(bad("accumulate", "at least 1", "0".into()));
         }
+        if !fits_counters(self.batch, self.accumulate) {
+            let expected = format!("with --accumulate {} at most {} images a step", self.accumulate, u32::MAX);
+            return Err(bad("batch", &expected, self.batch.to_string()));
+        }
         if self.save_every == Some(0) {
             return Err(bad("save-every", "at least 1", "0".into()));
         }
@@ -212,9 +226,7 @@ impl Args {
             _ => by_epochs,
         };
         let decay = match self.schedule {
-            Some(DecayArg::Constant) => Decay::Constant,
-            Some(DecayArg::Linear) => Decay::Linear,
-            Some(DecayArg::Cosine) => Decay::Cosine,
+            Some(decay) => decay.into(),
             None if self.steps.is_some() && self.epochs.is_none() => Decay::Constant,
             None => Decay::Cosine,
         };
@@ -237,7 +249,17 @@ impl Args {
     }
 }
 
+/// Whether the images of a step can be counted, and there are any.
+fn fits_counters(batch: usize, accumulate: usize) -> bool {
+    batch.checked_mul(accumulate).is_some_and(|images| images > 0 && u32::try_from(images).is_ok())
+}
+
 impl Recipe {
+    /// For a recipe that comes from a file: the options of a command line are checked one by one.
+    pub fn is_sound(&self) -> bool {
+        fits_counters(self.batch, self.accumulate)
+    }
+
     pub fn lora(&self) -> Result<LoraConfig> {
         Ok(LoraConfig {
             rank: self.rank,

@@ -42,6 +42,10 @@ pub fn resume<'a>(dir: &Path, args: &Args, method: Method, device: &Device, digi
     }
     let saved = Checkpoint::load(&latest.path, device)?;
     let recipe: Recipe = from_value(&latest.path, &saved.state.config)?;
+    if !recipe.is_sound() {
+        let reason = format!("has {} micro-batches of {} images a step", recipe.accumulate, recipe.batch);
+        return Err(Error::File { path: latest.path, reason });
+    }
     let mut pace: Pace = from_value(&latest.path, &saved.state.schedule)?;
     hold_to_what_was_given(&latest.path, args, method, &recipe, &pace)?;
     pace.last_step = args.last_step(&recipe, digits.train.len(), pace.last_step);
@@ -71,6 +75,10 @@ fn hold_to_what_was_given(path: &Path, args: &Args, method: Method, recipe: &Rec
     }
     if given("warmup") && args.warmup != pace.schedule.warmup_steps {
         differ.push(format!("--warmup (it has {})", pace.schedule.warmup_steps));
+    }
+    let decay = args.schedule.map(graftwork::optim::Decay::from);
+    if decay.is_some_and(|decay| decay != pace.schedule.decay) {
+        differ.push(format!("--schedule (it has {:?})", pace.schedule.decay));
     }
     if differ.is_empty() {
         return Ok(());
