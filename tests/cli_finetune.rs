@@ -56,7 +56,8 @@ fn bits(report: &Value) -> Vec<u64> {
 }
 
 fn adapter(out: &Path) -> [Vec<u8>; 2] {
-    ["adapter_model.safetensors", "adapter_config.json"].map(|name| std::fs::read(out.join("adapter").join(name)).unwrap())
+    ["adapter_model.safetensors", "adapter_config.json"]
+        .map(|name| std::fs::read(out.join("adapter").join(name)).unwrap())
 }
 
 /// Steps of the complete checkpoints in a run's directory.
@@ -149,10 +150,8 @@ fn the_number_of_threads_changes_no_bit() {
     let dir = scratch("threads");
     let run = |name: &str, threads: &str| {
         let (out, json) = (dir.join(name), dir.join(format!("{name}.json")));
-        let mut command = finetune("--steps 4 --dropout 0.1 --rank 3 --targets all-linear", &[
-            ("--out", &out),
-            ("--json", &json),
-        ]);
+        let mut command =
+            finetune("--steps 4 --dropout 0.1 --rank 3 --targets all-linear", &[("--out", &out), ("--json", &json)]);
         command.env("RAYON_NUM_THREADS", threads);
         succeed(command);
         let report: Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
