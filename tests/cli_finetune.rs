@@ -197,7 +197,7 @@ fn options_that_make_no_sense_are_refused() {
         ("--dropout nan", "dropout"),
         ("--dropout=-0.5", "dropout"),
         ("--targets nope", "nope"),
-        ("--targets regex:(", "regex"),
+        ("--targets regex:(", "pattern"),
         ("--batch 0", "batch"),
         ("--accumulate 0", "accumulate"),
         ("--clip nan", "clip"),
@@ -277,6 +277,17 @@ fn resuming_with_other_options_is_refused() {
     }
     let report = report("--steps 4 --rank 8", &dir, &[("--resume", &out)]);
     assert_eq!(report["steps"], 4, "an option that says the same is fine");
+
+    // A checkpoint comes from outside, like any file.
+    let state = out.join("step-000002").join("state.json");
+    let text = std::fs::read_to_string(&state).unwrap();
+    for (from, to) in
+        [("\"batch\": 32", "\"batch\": 0"), ("\"accumulate\": 1", "\"accumulate\": 0"), ("\"rank\": 8", "\"rank\": 0")]
+    {
+        assert!(text.contains(from), "{text}");
+        std::fs::write(&state, text.replace(from, to)).unwrap();
+        refused("--steps 4", &[("--resume", &out)], "");
+    }
 }
 
 /// Something stands where the next checkpoint is prepared: that save fails, and the last one is as good as before.

@@ -224,7 +224,7 @@ impl Recorded for Node {
     }
 
     fn backward(&self, dy: &Tensor, sinks: &mut Sinks<'_>) -> Result<()> {
-        if self.desc.b == 0 {
+        if self.desc.b == 0 || (self.desc.t == 0 && self.desc.s == 0) {
             // Gradients with no element: they are there, and there is nothing to write.
             return [Q, K, V].into_iter().try_for_each(|input| sinks.open(input).map(|_| ()));
         }
