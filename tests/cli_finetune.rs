@@ -281,12 +281,14 @@ fn resuming_with_other_options_is_refused() {
     // A checkpoint comes from outside, like any file.
     let state = out.join("step-000002").join("state.json");
     let text = std::fs::read_to_string(&state).unwrap();
-    for (from, to) in
-        [("\"batch\": 32", "\"batch\": 0"), ("\"accumulate\": 1", "\"accumulate\": 0"), ("\"rank\": 8", "\"rank\": 0")]
-    {
+    for (from, to, word) in [
+        ("\"batch\": 32", "\"batch\": 0", "0 images"),
+        ("\"accumulate\": 1", "\"accumulate\": 0", "0 micro-batches"),
+        ("\"rank\": 8", "\"rank\": 0", "rank"),
+    ] {
         assert!(text.contains(from), "{text}");
         std::fs::write(&state, text.replace(from, to)).unwrap();
-        refused("--steps 4", &[("--resume", &out)], "");
+        refused("--steps 4", &[("--resume", &out)], word);
     }
 }
 

@@ -208,6 +208,7 @@ enum Damage {
     Longer,
     Half,
     Bytes,
+    Elsewhere,
 }
 
 const HEADS: usize = 2;
@@ -251,6 +252,7 @@ fn make(operand: &Operand, damage: Damage) -> Tensor {
         Damage::None => filled(&dims, operand.dtype),
         Damage::Half => filled(&dims, DType::F16),
         Damage::Bytes => filled(&dims, DType::U8),
+        Damage::Elsewhere => Tensor::empty(&Device::trace(80), &dims, operand.dtype).unwrap(),
         Damage::Longer | Damage::Strided => {
             let last = dims.len() - 1;
             dims[last] += 1;
@@ -316,7 +318,7 @@ proptest! {
         dtype in prop::sample::select(vec![DType::F32, DType::F64, DType::BF16]),
         sizes in prop::array::uniform4(0usize..5),
         damage in prop::sample::select(vec![
-            Damage::None, Damage::Strided, Damage::Longer, Damage::Half, Damage::Bytes,
+            Damage::None, Damage::Strided, Damage::Longer, Damage::Half, Damage::Bytes, Damage::Elsewhere,
         ]),
         which in any::<prop::sample::Index>(),
     ) {
@@ -332,6 +334,7 @@ proptest! {
             Damage::None => true,
             Damage::Strided => tensors[which].is_contiguous(),
             Damage::Longer => hit.free,
+            Damage::Elsewhere => false,
             Damage::Half => hit.also.contains(&DType::F16),
             Damage::Bytes => hit.also.contains(&DType::U8),
         };
@@ -348,6 +351,7 @@ proptest! {
             }
             (Err(Error::NotContiguous { .. }), Damage::Strided) if !fits => {}
             (Err(Error::Shape { .. } | Error::Value { .. }), Damage::Longer) if !fits => {}
+            (Err(Error::DeviceMismatch { .. }), Damage::Elsewhere) => {}
             (Err(Error::DType { .. }), Damage::Half | Damage::Bytes) if !fits => {}
             _ => prop_assert!(false, "operand {which} {damage:?} of {tensors:?}: {result:?}"),
         }
