@@ -1,0 +1,237 @@
+//! One block: its shared memory, barriers and warps, and the order in which they run.
+
+use super::barrier::Barrier;
+use super::warp::{Wait, Warp};
+use crate::check::clocks::Foreign;
+use crate::check::counters::Counters;
+use crate::check::fault::{Fault, FaultKind, OtherAccess};
+use crate::check::race::Seen;
+use crate::decode::program::Program;
+use crate::memory::global::View;
+use crate::memory::shared::Shared;
+
+/// What all blocks of a launch share.
+pub struct Env<'a> {
+    pub program: &'a Program,
+    pub view: &'a View,
+    pub files: &'a std::collections::HashMap<u32, String>,
+    pub constants: &'a [u8],
+    pub params: &'a [u8],
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+    pub shared_bytes: u32,
+    pub seed: u64,
+    pub limit: u64,
+    pub numerics: crate::exec::grid::Numerics,
+}
+
+/// Why a lane, a warp or a block stopped; the place is added by the caller.
+#[derive(Debug)]
+pub struct Stop {
+    pub kind: FaultKind,
+    pub lane: Option<u32>,
+}
+
+pub type Step<T> = Result<T, Box<Stop>>;
+
+pub fn stop<T>(kind: FaultKind, lane: Option<usize>) -> Step<T> {
+    Err(Box::new(Stop { kind, lane: lane.map(|l| l as u32) }))
+}
+
+/// A small generator: the order of warps and blocks is all it decides.
+#[derive(Debug, Clone, Copy)]
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn new(seed: u64) -> Rng {
+        Rng(seed ^ 0x9E37_79B9_7F4A_7C15)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ z >> 31
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+}
+
+/// Flags of one launch that order blocks, kept by the thread that runs them.
+pub type FlagTable = std::collections::HashMap<u64, (Box<Seen>, Foreign)>;
+
+pub struct Block<'a> {
+    pub env: &'a Env<'a>,
+    pub index: u64,
+    pub ctaid: [u32; 3],
+    pub shared: Shared,
+    pub barriers: [Barrier; 16],
+    pub warps: Vec<Warp>,
+    pub seen: Vec<Seen>,
+    pub foreign: Vec<Foreign>,
+    pub generation: u32,
+    pub only_full_barriers: bool,
+    pub shared_flags: FlagTable,
+    pub counters: Counters,
+    pub printed: String,
+    pub rng: Rng,
+    pub executed: u64,
+}
+
+/// What is kept from one block to the next on a core.
+#[derive(Default)]
+pub struct Reuse {
+    pub shared: Shared,
+    pub warps: Vec<Warp>,
+    pub program: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    Running,
+    Finished,
+    /// Every warp waits for something that no warp of this block can do.
+    Stuck,
+}
+
+impl<'a> Block<'a> {
+    pub fn new(env: &'a Env<'a>, index: u64, reuse: Reuse) -> Block<'a> {
+        let threads = env.block.iter().product::<u32>() as usize;
+        let count = threads.div_ceil(32);
+        let mut shared = reuse.shared;
+        let bytes = (env.program.dynamic_shared.max(env.program.static_shared) + env.shared_bytes) as usize;
+        shared.reset(bytes, env.program.shared_granule, count);
+        let mut warps = reuse.warps;
+        let this = env.program as *const Program as usize;
+        if reuse.program != this {
+            warps.clear();
+        }
+        warps.resize_with(count, Warp::default);
+        let mut seen = vec![[0; 32]; count];
+        for (w, warp) in warps.iter_mut().enumerate() {
+            let lanes = (threads - w * 32).min(32);
+            warp.start(env.program, w, if lanes == 32 { u32::MAX } else { (1 << lanes) - 1 });
+            seen[w][w] = 1;
+        }
+        let (gx, gy) = (u64::from(env.grid[0]), u64::from(env.grid[1]));
+        let ctaid = [(index % gx) as u32, (index / gx % gy) as u32, (index / (gx * gy)) as u32];
+        Block {
+            env,
+            index,
+            ctaid,
+            shared,
+            barriers: Default::default(),
+            warps,
+            seen,
+            foreign: vec![Foreign::default(); count],
+            generation: 1,
+            only_full_barriers: true,
+            shared_flags: FlagTable::new(),
+            counters: Counters::default(),
+            printed: String::new(),
+            rng: Rng::new(env.seed.wrapping_mul(0x2545_F491_4F6C_DD1D).wrapping_add(index)),
+            executed: 0,
+        }
+    }
+
+    pub fn into_reuse(self) -> Reuse {
+        Reuse { shared: self.shared, warps: self.warps, program: self.env.program as *const Program as usize }
+    }
+
+    /// Runs every warp for a while. With `patience` the block may come back before it is done.
+    pub fn run(&mut self, flags: &mut FlagTable, rounds: u32) -> Result<Status, Box<Fault>> {
+        let n = self.warps.len();
+        for _ in 0..rounds {
+            let mut progress = false;
+            let first = self.rng.below(n);
+            let stride = if n > 2 && self.rng.next() & 1 == 1 { n - 1 } else { 1 };
+            let mut w = first;
+            for _ in 0..n {
+                if !self.warps[w].finished() {
+                    let budget = 64 + self.rng.below(1024) as u32;
+                    let alive = self.warps[w].alive;
+                    progress |= self.run_warp(w, budget, flags)?;
+                    if self.warps[w].alive != alive {
+                        self.settle_barriers();
+                    }
+                }
+                w = (w + stride) % n;
+            }
+            if self.warps.iter().all(Warp::finished) {
+                return Ok(Status::Finished);
+            }
+            if !progress {
+                return Ok(Status::Stuck);
+            }
+            if self.executed > self.env.limit {
+                return Err(self.fault(
+                    None,
+                    Stop { kind: FaultKind::InstructionLimit { instructions: self.executed }, lane: None },
+                ));
+            }
+        }
+        Ok(Status::Running)
+    }
+
+    /// Describes why nothing can move.
+    pub fn deadlock(&self) -> Box<Fault> {
+        // A warp whose own lanes wait for each other is the nearer cause.
+        for (w, warp) in self.warps.iter().enumerate() {
+            if let Some(g) = warp.groups.iter().find(|g| g.wait == Wait::Converge) {
+                let kind = FaultKind::Divergent { arrived: g.mask, expected: warp.alive };
+                return self.fault_at(Some(w), g.pc, Stop { kind, lane: Some(g.mask.trailing_zeros()) });
+            }
+        }
+        let mut parts = Vec::new();
+        let mut first = None;
+        for (w, warp) in self.warps.iter().enumerate() {
+            for g in &warp.groups {
+                if let Wait::Barrier { id, .. } = g.wait {
+                    let line = self.env.program.places[g.pc as usize].line;
+                    first = first.or(Some((w, g.pc)));
+                    parts.push(format!("warp {w} waits at barrier {id} (PTX line {line})"));
+                }
+            }
+        }
+        let (w, pc) = first.unwrap_or((0, 0));
+        self.fault_at(Some(w), pc, Stop { kind: FaultKind::Deadlock { waiting: parts.join("; ") }, lane: None })
+    }
+
+    pub fn fault(&self, warp: Option<(usize, u32)>, s: Stop) -> Box<Fault> {
+        self.fault_at(warp.map(|w| w.0), warp.map_or(u32::MAX, |w| w.1), s)
+    }
+
+    fn fault_at(&self, warp: Option<usize>, pc: u32, s: Stop) -> Box<Fault> {
+        let place = self.env.program.places.get(pc as usize);
+        Box::new(Fault {
+            kind: s.kind,
+            kernel: self.env.program.name.clone(),
+            block: Some(self.ctaid),
+            warp: warp.map(|w| w as u32),
+            lane: s.lane,
+            line: place.map(|p| p.line),
+            source: place.and_then(|_| self.source(pc)),
+        })
+    }
+
+    /// CUDA file and line of an instruction.
+    pub fn source(&self, pc: u32) -> Option<(String, u32)> {
+        let place = self.env.program.places.get(pc as usize)?;
+        let file = self.env.files.get(&place.file)?;
+        (place.source_line != 0).then(|| (file.clone(), place.source_line))
+    }
+
+    pub fn other(&self, block: [u32; 3], warp: Option<u32>, pc: Option<u32>, wrote: bool) -> Box<OtherAccess> {
+        let line = pc.and_then(|pc| self.env.program.places.get(pc as usize)).map(|p| p.line);
+        Box::new(OtherAccess { block, warp, wrote, line, source: pc.and_then(|pc| self.source(pc)) })
+    }
+
+    /// Coordinates of a block from its number.
+    pub fn coordinates(&self, index: u64) -> [u32; 3] {
+        let (gx, gy) = (u64::from(self.env.grid[0]), u64::from(self.env.grid[1]));
+        [(index % gx) as u32, (index / gx % gy) as u32, (index / (gx * gy)) as u32]
+    }
+}
