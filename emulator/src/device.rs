@@ -16,6 +16,7 @@ pub struct Module {
     programs: HashMap<String, Program>,
     image: Image,
     files: HashMap<u32, String>,
+    inlines: Vec<Vec<(u32, u32)>>,
     target: String,
 }
 
@@ -35,7 +36,7 @@ impl Module {
     pub fn parse(text: &str) -> Result<Module, ParseError> {
         let ast = parse(text)?;
         let (programs, image) = link(&ast)?;
-        Ok(Module { programs, image, files: ast.files, target: ast.target })
+        Ok(Module { programs, image, files: ast.files, inlines: ast.inlines, target: ast.target })
     }
 
     /// The names of its kernels, sorted.
@@ -227,6 +228,7 @@ impl Device {
             lane: None,
             line: None,
             source: None,
+            inlined_at: Vec::new(),
         };
         let Some(program) = module.programs.get(entry) else {
             return Err(refuse(format!(
@@ -240,6 +242,7 @@ impl Device {
             program,
             view: View::new(self.memory.map.values().cloned().collect(), program.global_granule),
             files: &module.files,
+            inlines: &module.inlines,
             constants: &module.image.constant,
             params,
             grid: config.grid,

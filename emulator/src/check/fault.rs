@@ -110,6 +110,8 @@ pub struct Fault {
     pub line: Option<u32>,
     /// CUDA source file and line, when the PTX was made with `-lineinfo`.
     pub source: Option<(String, u32)>,
+    /// The calls that were inlined around that line, innermost first.
+    pub inlined_at: Vec<(String, u32)>,
 }
 
 impl fmt::Display for Fault {
@@ -129,6 +131,9 @@ impl fmt::Display for Fault {
         }
         if let Some((file, line)) = &self.source {
             write!(f, "\n  {file}:{line}")?;
+        }
+        for (file, line) in &self.inlined_at {
+            write!(f, "\n  inlined at {file}:{line}")?;
         }
         Ok(())
     }

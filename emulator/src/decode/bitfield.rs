@@ -208,6 +208,7 @@ fn dot(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
     Ok(())
 }
 
+#[inline(never)]
 fn bfe_signed(a: i64, bits: u32, pos: u32, len: u32) -> i64 {
     let (pos, len) = (pos & 0xFF, len & 0xFF);
     if len == 0 {
@@ -219,6 +220,7 @@ fn bfe_signed(a: i64, bits: u32, pos: u32, len: u32) -> i64 {
     if len >= 64 { shifted } else { shifted << (64 - len) >> (64 - len) }
 }
 
+#[inline(never)]
 fn bfe_unsigned(a: u64, bits: u32, pos: u32, len: u32) -> u64 {
     let (pos, len) = (pos & 0xFF, len & 0xFF);
     if pos >= bits || len == 0 {
@@ -228,6 +230,7 @@ fn bfe_unsigned(a: u64, bits: u32, pos: u32, len: u32) -> u64 {
     if len >= 64 { shifted } else { shifted & ((1 << len) - 1) }
 }
 
+#[inline(never)]
 fn bfi(a: u64, b: u64, bits: u32, pos: u32, len: u32) -> u64 {
     let (pos, len) = (pos & 0xFF, len & 0xFF);
     if pos >= bits || len == 0 {
@@ -238,6 +241,7 @@ fn bfi(a: u64, b: u64, bits: u32, pos: u32, len: u32) -> u64 {
     (b & !mask) | (a << pos & mask)
 }
 
+#[inline(never)]
 fn fns(mask: u32, base: u32, offset: i32) -> u32 {
     let base = base & 31;
     if offset == 0 {

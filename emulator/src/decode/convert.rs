@@ -78,6 +78,7 @@ fn read(bits: u64, ty: Ty) -> Number {
 }
 
 /// One lane of a conversion between the plain types.
+#[inline(never)]
 fn convert(bits: u64, m: u32) -> u64 {
     let (from, to) = (TYPES[(m & 15) as usize], TYPES[(m >> 4 & 15) as usize]);
     let rnd = DIRECTIONS[(m >> 8 & 7) as usize];
@@ -138,6 +139,7 @@ fn saturate_integer(v: i128, to: Ty, width: u32) -> u64 {
 }
 
 /// Rounds to a narrow format and applies what follows.
+#[inline(never)]
 fn narrow(f: f64, to: Ty, rnd: Rnd, m: u32) -> u32 {
     let Some(fmt) = format_of(to) else { return 0 };
     let mut f = f;

@@ -51,6 +51,7 @@ fn post64(v: f64, imm: u32) -> f64 {
     if imm & SAT != 0 { saturate64(v) } else { v }
 }
 
+#[inline(never)]
 fn extremum32(a: f32, b: f32, imm: u32, max: bool) -> f32 {
     let (a, b) = (pre(a, imm), pre(b, imm));
     let r = if a.is_nan() || b.is_nan() {

@@ -23,6 +23,7 @@ fn both3(a: u32, b: u32, c: u32, f: impl Fn(u16, u16, u16) -> u16) -> u32 {
         | u32::from(f((a >> 16) as u16, (b >> 16) as u16, (c >> 16) as u16)) << 16
 }
 
+#[inline(never)]
 fn function<T: Half>(bits: u16, f: fn(f32) -> f32, ftz: bool) -> u16 {
     let a = if ftz { num::flush::<T>(bits) } else { bits };
     let v = f(T::single(a));
@@ -30,11 +31,13 @@ fn function<T: Half>(bits: u16, f: fn(f32) -> f32, ftz: bool) -> u16 {
     if ftz { num::flush::<T>(r) } else { r }
 }
 
+#[inline(never)]
 fn neg<T: Half>(a: u16, ftz: bool) -> u16 {
     let a = if ftz { num::flush::<T>(a) } else { a };
     if T::single(a).is_nan() { 0x7FFF } else { a ^ 0x8000 }
 }
 
+#[inline(never)]
 fn abs<T: Half>(a: u16, ftz: bool) -> u16 {
     let a = if ftz { num::flush::<T>(a) } else { a };
     if T::single(a).is_nan() { 0x7FFF } else { a & 0x7FFF }

@@ -332,6 +332,10 @@ impl Block<'_> {
             let bad = (0..bytes).any(|b| used >> b & 1 == 1 && self.shared.state[(offset + b) as usize] & INIT == 0);
             if bad {
                 let address = u64::from(offset);
+                // Remembered, so that a later write by another warp is known to race with it.
+                if let Err(c) = self.shared.shadow.read(offset, bytes, me, &self.seen[me], pc) {
+                    return self.shared_race(offset, false, c, lane);
+                }
                 return stop(FaultKind::UninitialisedMemory { memory: Memory::Shared, address, bytes }, Some(lane));
             }
         }

@@ -15,6 +15,7 @@ pub struct Env<'a> {
     pub program: &'a Program,
     pub view: &'a View,
     pub files: &'a std::collections::HashMap<u32, String>,
+    pub inlines: &'a [Vec<(u32, u32)>],
     pub constants: &'a [u8],
     pub params: &'a [u8],
     pub grid: [u32; 3],
@@ -79,6 +80,9 @@ pub struct Block<'a> {
     pub printed: String,
     pub rng: Rng,
     pub executed: u64,
+    /// A read of memory never written, kept back until it is known whether another warp would have written it: then the
+    /// missing order between the two is the better diagnosis.
+    pub suspect: Option<Box<Fault>>,
 }
 
 /// What is kept from one block to the next on a core.
@@ -134,6 +138,7 @@ impl<'a> Block<'a> {
             printed: String::new(),
             rng: Rng::new(env.seed.wrapping_mul(0x2545_F491_4F6C_DD1D).wrapping_add(index)),
             executed: 0,
+            suspect: None,
         }
     }
 
@@ -153,14 +158,26 @@ impl<'a> Block<'a> {
                 if !self.warps[w].finished() {
                     let budget = 64 + self.rng.below(1024) as u32;
                     let alive = self.warps[w].alive;
-                    progress |= self.run_warp(w, budget, flags)?;
+                    match self.run_warp(w, budget, flags) {
+                        Ok(moved) => progress |= moved,
+                        Err(f) => {
+                            self.suspend(w, f)?;
+                            progress = true;
+                        }
+                    }
                     if self.warps[w].alive != alive {
                         self.settle_barriers();
                     }
                 }
                 w = (w + stride) % n;
             }
-            if self.warps.iter().all(Warp::finished) {
+            let finished = self.warps.iter().all(|w| w.finished() || w.groups.is_empty());
+            if finished || !progress {
+                if let Some(f) = self.suspect.take() {
+                    return Err(f);
+                }
+            }
+            if finished {
                 return Ok(Status::Finished);
             }
             if !progress {
@@ -174,6 +191,18 @@ impl<'a> Block<'a> {
             }
         }
         Ok(Status::Running)
+    }
+
+    /// Stops a warp that read what was never written, and lets the others show whether they would have written it.
+    fn suspend(&mut self, w: usize, fault: Box<Fault>) -> Result<(), Box<Fault>> {
+        match (&fault.kind, &self.suspect) {
+            (FaultKind::UninitialisedMemory { .. }, None) if self.warps.len() > 1 => {}
+            (FaultKind::Race { .. } | FaultKind::AsyncNotWaited { .. }, _) | (_, None) => return Err(fault),
+            (_, Some(first)) => return Err(first.clone()),
+        }
+        self.warps[w].groups.clear();
+        self.suspect = Some(fault);
+        Ok(())
     }
 
     /// Describes why nothing can move.
@@ -214,6 +243,7 @@ impl<'a> Block<'a> {
             lane: s.lane,
             line: place.map(|p| p.line),
             source: place.and_then(|_| self.source(pc)),
+            inlined_at: self.inlined_at(pc),
         })
     }
 
@@ -222,6 +252,13 @@ impl<'a> Block<'a> {
         let place = self.env.program.places.get(pc as usize)?;
         let file = self.env.files.get(&place.file)?;
         (place.source_line != 0).then(|| (file.clone(), place.source_line))
+    }
+
+    /// The call sites around an inlined instruction.
+    fn inlined_at(&self, pc: u32) -> Vec<(String, u32)> {
+        let chain = self.env.program.places.get(pc as usize).and_then(|p| self.env.inlines.get(p.inlined as usize));
+        let name = |&(file, line): &(u32, u32)| Some((self.env.files.get(&file)?.clone(), line));
+        chain.into_iter().flatten().filter_map(name).collect()
     }
 
     pub fn other(&self, block: [u32; 3], warp: Option<u32>, pc: Option<u32>, wrote: bool) -> Box<OtherAccess> {

@@ -33,6 +33,7 @@ pub const E5M2: Format = Format { mantissa: 2, exponent: 5, max: 0x7B, infinity:
 
 impl Format {
     /// Rounds a value that is exact, or rounded to odd at f64 precision, to this format. The sign bit comes on top.
+    #[inline(never)]
     pub fn round(self, v: f64, rnd: Rnd) -> u32 {
         let sign_bit = 1 << (self.mantissa + self.exponent);
         let sign = if v.is_sign_negative() { sign_bit } else { 0 };
@@ -94,6 +95,7 @@ impl Format {
     }
 
     /// The value of an encoding.
+    #[inline(never)]
     pub fn value(self, bits: u32) -> f64 {
         let sign = if bits >> (self.mantissa + self.exponent) & 1 == 1 { -1.0 } else { 1.0 };
         let magnitude = bits & ((1 << (self.mantissa + self.exponent)) - 1);

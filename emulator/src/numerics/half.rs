@@ -94,23 +94,28 @@ fn input<T: Half>(bits: u16, after: After) -> f64 {
     T::value(if after.ftz { flush::<T>(bits) } else { bits })
 }
 
+#[inline(never)]
 pub fn add<T: Half>(a: u16, b: u16, after: After) -> u16 {
     finish::<T>(add_odd(input::<T>(a, after), input::<T>(b, after)), after)
 }
 
+#[inline(never)]
 pub fn sub<T: Half>(a: u16, b: u16, after: After) -> u16 {
     finish::<T>(add_odd(input::<T>(a, after), -input::<T>(b, after)), after)
 }
 
+#[inline(never)]
 pub fn mul<T: Half>(a: u16, b: u16, after: After) -> u16 {
     finish::<T>(input::<T>(a, after) * input::<T>(b, after), after)
 }
 
+#[inline(never)]
 pub fn fma<T: Half>(a: u16, b: u16, c: u16, after: After) -> u16 {
     finish::<T>(add_odd(input::<T>(a, after) * input::<T>(b, after), input::<T>(c, after)), after)
 }
 
 /// min or max. `nan`: a NaN input gives NaN; otherwise the other input wins.
+#[inline(never)]
 pub fn extremum<T: Half>(a: u16, b: u16, max: bool, nan: bool, ftz: bool) -> u16 {
     let (a, b) = if ftz { (flush::<T>(a), flush::<T>(b)) } else { (a, b) };
     let (x, y) = (T::value(a), T::value(b));

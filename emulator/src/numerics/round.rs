@@ -75,20 +75,24 @@ fn zero_sign(sum: f64, a: f64, b: f64, rnd: Rnd) -> f64 {
     }
 }
 
+#[inline(never)]
 pub fn add32(a: f32, b: f32, rnd: Rnd) -> f32 {
     let (a, b) = (f64::from(a), f64::from(b));
     to_f32(zero_sign(add_odd(a, b), a, b, rnd), rnd)
 }
 
+#[inline(never)]
 pub fn mul32(a: f32, b: f32, rnd: Rnd) -> f32 {
     to_f32(f64::from(a) * f64::from(b), rnd)
 }
 
+#[inline(never)]
 pub fn fma32(a: f32, b: f32, c: f32, rnd: Rnd) -> f32 {
     let (p, c) = (f64::from(a) * f64::from(b), f64::from(c));
     to_f32(zero_sign(add_odd(p, c), p, c, rnd), rnd)
 }
 
+#[inline(never)]
 pub fn div32(a: f32, b: f32, rnd: Rnd) -> f32 {
     if rnd == Rnd::Near {
         return a / b;
@@ -99,6 +103,7 @@ pub fn div32(a: f32, b: f32, rnd: Rnd) -> f32 {
     to_f32(to_odd(q, if y < 0.0 { -r } else { r }), rnd)
 }
 
+#[inline(never)]
 pub fn sqrt32(a: f32, rnd: Rnd) -> f32 {
     if rnd == Rnd::Near {
         return a.sqrt();
@@ -140,18 +145,21 @@ fn overflow_error(v: f64, inputs_finite: bool, error: f64) -> f64 {
     if v.is_infinite() && inputs_finite { -v.signum() } else { error }
 }
 
+#[inline(never)]
 pub fn add64(a: f64, b: f64, rnd: Rnd) -> f64 {
     let (s, e) = two_sum(a, b);
     let e = overflow_error(s, a.is_finite() && b.is_finite(), e);
     direct64(zero_sign(s, a, b, rnd), e, rnd)
 }
 
+#[inline(never)]
 pub fn mul64(a: f64, b: f64, rnd: Rnd) -> f64 {
     let p = a * b;
     let e = overflow_error(p, a.is_finite() && b.is_finite(), a.mul_add(b, -p));
     direct64(p, e, rnd)
 }
 
+#[inline(never)]
 pub fn fma64(a: f64, b: f64, c: f64, rnd: Rnd) -> f64 {
     let r = a.mul_add(b, c);
     if rnd == Rnd::Near {
@@ -167,6 +175,7 @@ pub fn fma64(a: f64, b: f64, c: f64, rnd: Rnd) -> f64 {
     direct64(zero_sign(r, p, c, rnd), e, rnd)
 }
 
+#[inline(never)]
 pub fn div64(a: f64, b: f64, rnd: Rnd) -> f64 {
     let q = a / b;
     let r = (-q).mul_add(b, a);
@@ -174,6 +183,7 @@ pub fn div64(a: f64, b: f64, rnd: Rnd) -> f64 {
     direct64(q, e, rnd)
 }
 
+#[inline(never)]
 pub fn sqrt64(a: f64, rnd: Rnd) -> f64 {
     let s = a.sqrt();
     direct64(s, (-s).mul_add(s, a), rnd)

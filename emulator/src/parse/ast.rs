@@ -138,6 +138,8 @@ pub struct Place {
     /// File index and line of the innermost `.loc`; zero when unknown.
     pub file: u32,
     pub source_line: u32,
+    /// Index of the chain of calls it was inlined through; zero for none.
+    pub inlined: u32,
 }
 
 #[derive(Debug, Clone)]
@@ -222,6 +224,8 @@ pub struct Ast {
     pub version: (u32, u32),
     pub target: String,
     pub files: HashMap<u32, String>,
+    /// Chains of call sites, as file and line, innermost first. The first chain is empty.
+    pub inlines: Vec<Vec<(u32, u32)>>,
     pub vars: Vec<Var>,
     pub functions: Vec<Function>,
 }

@@ -1,6 +1,7 @@
 //! PTX text to a syntax tree.
 
 pub mod ast;
+mod declare;
 mod lexer;
 mod parser;
 

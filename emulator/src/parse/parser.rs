@@ -1,61 +1,79 @@
 //! Tokens to the syntax tree.
 
+use std::collections::HashMap;
+
 use super::ParseError;
 use super::ast::*;
 use super::lexer::{Spanned, Token, lex};
 
-/// Largest number of registers one declaration may introduce, and largest variable: far above what any compiler emits,
-/// low enough that hostile text cannot exhaust memory.
+/// Most registers that one declaration may introduce, and deepest nesting: far above what any compiler emits, low enough that
+/// hostile text exhausts neither memory nor stack.
 const MAX_DECLARED: u64 = 1 << 20;
-const MAX_VARIABLE_BYTES: u64 = 1 << 28;
-const MAX_NESTING: u32 = 64;
+pub(super) const MAX_NESTING: u32 = 64;
 
 pub fn parse(text: &str) -> Result<Ast, ParseError> {
     let tokens = lex(text)?;
-    let mut p = Parser { tokens, at: 0, ast: Ast::default(), loc: (0, 0), used_bytes: None };
+    let mut p =
+        Parser { tokens, at: 0, ast: Ast::default(), loc: Loc::default(), sites: HashMap::new(), used_bytes: None };
+    p.ast.inlines.push(Vec::new());
     p.module()?;
     Ok(p.ast)
 }
 
-struct Parser {
+#[derive(Clone, Copy, Default)]
+struct Loc {
+    file: u32,
+    line: u32,
+    inlined: u32,
+}
+
+pub(super) struct Parser {
     tokens: Vec<Spanned>,
-    at: usize,
-    ast: Ast,
-    loc: (u32, u32),
+    pub(super) at: usize,
+    pub(super) ast: Ast,
+    loc: Loc,
+    /// Where each `.loc` so far was inlined: its chain of call sites.
+    sites: HashMap<(u32, u32, u32), u32>,
     used_bytes: Option<u32>,
 }
 
-type Res<T> = Result<T, ParseError>;
+pub(super) type Res<T> = Result<T, ParseError>;
 
 impl Parser {
-    fn peek(&self) -> &Token {
+    pub(super) fn peek(&self) -> &Token {
         &self.tokens[self.at.min(self.tokens.len() - 1)].token
     }
 
-    fn peek_at(&self, ahead: usize) -> &Token {
+    pub(super) fn peek_at(&self, ahead: usize) -> &Token {
         &self.tokens[(self.at + ahead).min(self.tokens.len() - 1)].token
     }
 
-    fn place(&self) -> Place {
+    pub(super) fn place(&self) -> Place {
         let t = &self.tokens[self.at.min(self.tokens.len() - 1)];
-        Place { line: t.line, column: t.column, file: self.loc.0, source_line: self.loc.1 }
+        Place {
+            line: t.line,
+            column: t.column,
+            file: self.loc.file,
+            source_line: self.loc.line,
+            inlined: self.loc.inlined,
+        }
     }
 
-    fn next(&mut self) -> Token {
+    pub(super) fn next(&mut self) -> Token {
         let t = self.peek().clone();
         self.at += 1;
         t
     }
 
-    fn error<T>(&self, message: impl Into<String>) -> Res<T> {
+    pub(super) fn error<T>(&self, message: impl Into<String>) -> Res<T> {
         Err(ParseError::at(self.place(), message))
     }
 
-    fn is(&self, c: char) -> bool {
+    pub(super) fn is(&self, c: char) -> bool {
         *self.peek() == Token::Punct(c)
     }
 
-    fn accept(&mut self, c: char) -> bool {
+    pub(super) fn accept(&mut self, c: char) -> bool {
         let yes = self.is(c);
         if yes {
             self.at += 1;
@@ -63,11 +81,11 @@ impl Parser {
         yes
     }
 
-    fn expect(&mut self, c: char) -> Res<()> {
+    pub(super) fn expect(&mut self, c: char) -> Res<()> {
         if self.accept(c) { Ok(()) } else { self.error(format!("expected `{c}`, found {}", show(self.peek()))) }
     }
 
-    fn word(&mut self) -> Res<String> {
+    pub(super) fn word(&mut self) -> Res<String> {
         match self.peek().clone() {
             Token::Word(w) => {
                 self.at += 1;
@@ -77,11 +95,11 @@ impl Parser {
         }
     }
 
-    fn is_word(&self, w: &str) -> bool {
+    pub(super) fn is_word(&self, w: &str) -> bool {
         matches!(self.peek(), Token::Word(x) if x == w)
     }
 
-    fn accept_word(&mut self, w: &str) -> bool {
+    pub(super) fn accept_word(&mut self, w: &str) -> bool {
         let yes = self.is_word(w);
         if yes {
             self.at += 1;
@@ -89,7 +107,7 @@ impl Parser {
         yes
     }
 
-    fn int(&mut self) -> Res<u64> {
+    pub(super) fn int(&mut self) -> Res<u64> {
         match self.peek() {
             Token::Int(v) => {
                 let v = *v;
@@ -100,7 +118,7 @@ impl Parser {
         }
     }
 
-    fn small_int(&mut self) -> Res<u32> {
+    pub(super) fn small_int(&mut self) -> Res<u32> {
         let v = self.int()?;
         u32::try_from(v).or_else(|_| self.error(format!("{v} does not fit 32 bits")))
     }
@@ -192,11 +210,8 @@ impl Parser {
         self.at += 1;
         let file = self.small_int()?;
         let line = self.small_int()?;
-        self.int()?;
-        // Line 0 marks code without a line of its own: the place before it is the better answer.
-        if line != 0 {
-            self.loc = (file, line);
-        }
+        let column = self.small_int()?;
+        let mut inlined = 0;
         while self.accept(',') {
             match self.word()?.as_str() {
                 "function_name" => {
@@ -206,294 +221,40 @@ impl Parser {
                     }
                 }
                 "inlined_at" => {
-                    self.int()?;
-                    self.int()?;
-                    self.int()?;
+                    let site = (self.small_int()?, self.small_int()?, self.small_int()?);
+                    inlined = self.inlined_at(site);
                 }
                 w => return self.error(format!("unknown `.loc` attribute `{w}`")),
             }
         }
-        Ok(())
-    }
-
-    fn declaration(&mut self) -> Res<()> {
-        let place = self.place();
-        let mut external = false;
-        loop {
-            let w = self.word()?;
-            match w.as_str() {
-                ".extern" => external = true,
-                ".visible" | ".weak" | ".common" => {}
-                ".entry" | ".func" => {
-                    let f = self.function(w == ".entry", place)?;
-                    // A definition replaces an earlier prototype.
-                    match self.ast.functions.iter().position(|g| g.name == f.name) {
-                        Some(i) if f.body.is_some() && self.ast.functions[i].body.is_some() => {
-                            return Err(ParseError::at(place, format!("function `{}` is defined twice", f.name)));
-                        }
-                        Some(i) if f.body.is_some() => self.ast.functions[i] = f,
-                        Some(_) => {}
-                        None => self.ast.functions.push(f),
-                    }
-                    return Ok(());
-                }
-                ".global" | ".const" | ".shared" => {
-                    let space = match w.as_str() {
-                        ".global" => Space::Global,
-                        ".const" => Space::Const,
-                        _ => Space::Shared,
-                    };
-                    let vars = self.variables(space, external)?;
-                    self.ast.vars.extend(vars);
-                    return Ok(());
-                }
-                _ => return Err(ParseError::at(place, format!("unknown directive `{w}`"))),
-            }
-        }
-    }
-
-    fn function(&mut self, entry: bool, place: Place) -> Res<Function> {
-        let mut returns = Vec::new();
-        while self.accept_word(".noreturn") {}
-        if !entry && self.is('(') {
-            returns = self.parameters()?;
-        }
-        let name = self.word()?;
-        let params = if self.is('(') { self.parameters()? } else { Vec::new() };
-        let mut limits = Limits::default();
-        loop {
-            match self.peek().clone() {
-                Token::Word(w) => {
-                    self.at += 1;
-                    match w.as_str() {
-                        ".maxntid" => limits.max_threads = Some(self.triple()?),
-                        ".reqntid" => limits.exact_threads = Some(self.triple()?),
-                        ".reqnctapercluster" => limits.cluster = Some(self.triple()?),
-                        ".explicitcluster" | ".noreturn" | ".blocksareclusters" => {}
-                        ".maxnreg" => limits.max_registers = Some(self.small_int()?),
-                        ".minnctapersm" | ".maxnctapersm" | ".maxclusterrank" => {
-                            self.int()?;
-                        }
-                        ".attribute" => {
-                            self.expect('(')?;
-                            while !self.accept(')') {
-                                if *self.peek() == Token::End {
-                                    return self.error("attribute list without end");
-                                }
-                                self.at += 1;
-                            }
-                        }
-                        ".pragma" => {
-                            self.next();
-                            self.expect(';')?;
-                        }
-                        _ => return Err(ParseError::at(place, format!("unknown function directive `{w}`"))),
-                    }
-                }
-                Token::Punct(';') => {
-                    self.at += 1;
-                    return Ok(Function { name, entry, returns, params, body: None, limits, place });
-                }
-                Token::Punct('{') => {
-                    self.at += 1;
-                    let body = self.body()?;
-                    return Ok(Function { name, entry, returns, params, body: Some(body), limits, place });
-                }
-                t => return self.error(format!("expected a function body, found {}", show(&t))),
-            }
-        }
-    }
-
-    fn triple(&mut self) -> Res<[u32; 3]> {
-        let mut out = [1; 3];
-        out[0] = self.small_int()?;
-        for slot in &mut out[1..] {
-            if !self.accept(',') {
-                break;
-            }
-            *slot = self.small_int()?;
-        }
-        Ok(out)
-    }
-
-    fn parameters(&mut self) -> Res<Vec<Var>> {
-        self.expect('(')?;
-        let mut out = Vec::new();
-        if self.accept(')') {
-            return Ok(out);
-        }
-        loop {
-            let place = self.place();
-            match self.word()?.as_str() {
-                ".param" => out.extend(self.variables_until(Space::Param, false)?),
-                ".reg" => return Err(ParseError::at(place, "`.reg` parameters are not supported")),
-                w => return Err(ParseError::at(place, format!("expected `.param`, found `{w}`"))),
-            }
-            if self.accept(')') {
-                return Ok(out);
-            }
-            self.expect(',')?;
-        }
-    }
-
-    fn variables(&mut self, space: Space, external: bool) -> Res<Vec<Var>> {
-        let mut out = self.variables_until(space, external)?;
-        while self.accept(',') {
-            let mut again = out[0].clone();
-            again.init.clear();
-            self.declarator(&mut again)?;
-            out.push(again);
-        }
-        self.expect(';')?;
-        Ok(out)
-    }
-
-    /// The type part and the first declarator.
-    fn variables_until(&mut self, space: Space, external: bool) -> Res<Vec<Var>> {
-        let place = self.place();
-        let mut align = 0;
-        let mut lanes = 1;
-        loop {
-            let w = self.word()?;
-            let Some(name) = w.strip_prefix('.') else {
-                return Err(ParseError::at(place, format!("expected a type, found `{w}`")));
-            };
-            match name {
-                "align" => {
-                    align = self.small_int()?;
-                    if !align.is_power_of_two() || align > 4096 {
-                        return self.error(format!("alignment {align} is not a power of two up to 4096"));
-                    }
-                }
-                "v2" => lanes = 2,
-                "v4" => lanes = 4,
-                "ptr" => {
-                    // Attributes of a pointer parameter: a space and an alignment, for the optimiser only.
-                    while matches!(self.peek(), Token::Word(w) if [".global", ".shared", ".const", ".local", ".align"].contains(&w.as_str()))
-                    {
-                        if self.word()? == ".align" {
-                            self.int()?;
-                        }
-                    }
-                }
-                "attribute" => {
-                    self.expect('(')?;
-                    while !self.accept(')') {
-                        if *self.peek() == Token::End {
-                            return self.error("attribute list without end");
-                        }
-                        self.at += 1;
-                    }
-                }
-                _ => {
-                    let Some(ty) = Ty::parse(name) else {
-                        return Err(ParseError::at(place, format!("unknown type `.{name}`")));
-                    };
-                    // `.param .b64 .ptr .align 1 name`
-                    while self.is_word(".ptr") {
-                        self.at += 1;
-                        while matches!(self.peek(), Token::Word(w) if [".global", ".shared", ".const", ".local", ".align"].contains(&w.as_str()))
-                        {
-                            if self.word()? == ".align" {
-                                self.int()?;
-                            }
-                        }
-                    }
-                    let size = ty.bytes() * lanes;
-                    let mut v = Var {
-                        space,
-                        name: String::new(),
-                        align: if align == 0 { size } else { align },
-                        ty,
-                        bytes: u64::from(size),
-                        init: Vec::new(),
-                        external,
-                        place,
-                    };
-                    self.declarator(&mut v)?;
-                    return Ok(vec![v]);
-                }
-            }
-        }
-    }
-
-    fn declarator(&mut self, v: &mut Var) -> Res<()> {
-        v.place = self.place();
-        v.name = self.word()?;
-        let element = u64::from(v.ty.bytes());
-        let mut bytes = v.bytes.max(element);
-        let mut open = false;
-        while self.accept('[') {
-            if self.accept(']') {
-                open = true;
-                continue;
-            }
-            let n = self.int()?;
-            bytes = bytes
-                .checked_mul(n)
-                .filter(|b| *b <= MAX_VARIABLE_BYTES)
-                .map_or_else(|| self.error("variable too large"), Ok)?;
-            self.expect(']')?;
-        }
-        v.bytes = if open { 0 } else { bytes };
-        if self.accept('=') {
-            self.initialiser(&mut v.init, 0)?;
-            if open {
-                v.bytes = v.init.len() as u64 * element;
-            }
+        // Line 0 marks code without a line of its own: the place before it is the better answer.
+        if line != 0 {
+            self.loc = Loc { file, line, inlined };
+            self.sites.insert((file, line, column), inlined);
         }
         Ok(())
     }
 
-    fn initialiser(&mut self, out: &mut Vec<Init>, depth: u32) -> Res<()> {
-        if depth > MAX_NESTING {
-            return self.error("initialiser nested too deeply");
+    /// The chain of call sites that starts with this one.
+    fn inlined_at(&mut self, site: (u32, u32, u32)) -> u32 {
+        let outer = self.sites.get(&site).copied().unwrap_or(0);
+        let mut chain = vec![(site.0, site.1)];
+        chain.extend_from_slice(&self.ast.inlines[outer as usize]);
+        chain.truncate(MAX_NESTING as usize);
+        // Chains repeat in runs: looking at the newest few keeps the table small without a map.
+        let newest = self.ast.inlines.len().saturating_sub(16);
+        if let Some(i) = self.ast.inlines[newest..].iter().position(|c| *c == chain) {
+            return (newest + i) as u32;
         }
-        if self.accept('{') {
-            while !self.accept('}') {
-                self.initialiser(out, depth + 1)?;
-                if !self.is('}') {
-                    self.expect(',')?;
-                }
-            }
-            return Ok(());
-        }
-        let negative = self.accept('-');
-        let item = match self.next() {
-            Token::Int(v) => Init::Int(if negative { v.wrapping_neg() } else { v }),
-            Token::F32(b) => Init::F32(b ^ (u32::from(negative) << 31)),
-            Token::F64(b) => Init::F64(b ^ (u64::from(negative) << 63)),
-            Token::Word(w) if w == "generic" => {
-                self.expect('(')?;
-                let name = self.word()?;
-                self.expect(')')?;
-                Init::Symbol { name, offset: self.offset()?, generic: true }
-            }
-            Token::Word(name) => Init::Symbol { name, offset: self.offset()?, generic: false },
-            t => return self.error(format!("expected an initial value, found {}", show(&t))),
-        };
-        out.push(item);
-        Ok(())
+        self.ast.inlines.push(chain);
+        (self.ast.inlines.len() - 1) as u32
     }
 
-    fn offset(&mut self) -> Res<i64> {
-        let mut sum = 0i64;
-        while self.is('+') || self.is('-') {
-            let minus = self.accept('-');
-            if !minus {
-                self.at += 1;
-            }
-            let inner_minus = self.accept('-');
-            let v = self.int()? as i64;
-            sum = sum.wrapping_add(if minus != inner_minus { v.wrapping_neg() } else { v });
-        }
-        Ok(sum)
-    }
-
-    fn body(&mut self) -> Res<Vec<Stmt>> {
+    pub(super) fn body(&mut self) -> Res<Vec<Stmt>> {
         let mut out = Vec::new();
         let mut depth = 0u32;
-        self.loc = (0, 0);
+        self.loc = Loc::default();
+        self.sites.clear();
         loop {
             match self.peek().clone() {
                 Token::Punct('{') => {
@@ -694,7 +455,7 @@ impl Parser {
     }
 }
 
-fn show(t: &Token) -> String {
+pub(super) fn show(t: &Token) -> String {
     match t {
         Token::Word(w) => format!("`{w}`"),
         Token::Int(v) => format!("`{v}`"),

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use ptx_emulator::{Arch, Device, Fault, LaunchConfig, Module, Report};
 
@@ -30,7 +31,9 @@ pub fn nvcc() -> Option<PathBuf> {
 pub fn ptx(name: &str, arch: &str) -> String {
     let source = root().join("tests/kernels").join(format!("{name}.cu"));
     if let Some(nvcc) = nvcc() {
-        let out = std::env::temp_dir().join(format!("ptx-emulator-{}-{name}-{arch}.ptx", std::process::id()));
+        static CALLS: AtomicU32 = AtomicU32::new(0);
+        let unique = format!("{}-{}", std::process::id(), CALLS.fetch_add(1, Ordering::Relaxed));
+        let out = std::env::temp_dir().join(format!("ptx-emulator-{unique}-{name}.ptx"));
         let done = Command::new(&nvcc)
             .args(["-ptx", "-lineinfo", &format!("-arch={arch}"), "-o"])
             .arg(&out)
