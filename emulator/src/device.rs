@@ -247,6 +247,7 @@ impl Device {
             params,
             grid: config.grid,
             block: config.block,
+            cluster: config.cluster,
             shared_bytes: config.shared_bytes,
             seed: self.seed,
             limit: self.limit,
@@ -284,8 +285,20 @@ impl Device {
         {
             return Err(format!("block {:?}, the kernel was compiled for exactly {exact:?}", c.block));
         }
-        if c.cluster != [1; 3] || p.limits.cluster.is_some_and(|c| c != [1; 3]) {
-            return Err("clusters are not supported".into());
+        if let Some(exact) = p.limits.cluster
+            && c.cluster != exact
+        {
+            return Err(format!("cluster {:?}, the kernel was compiled for exactly {exact:?}", c.cluster));
+        }
+        let in_cluster = c.cluster.iter().fold(1u32, |n, &c| n.saturating_mul(c));
+        if in_cluster != 1 && self.arch == Arch::Sm80 {
+            return Err("clusters exist from sm_90 on".into());
+        }
+        if !(1..=16).contains(&in_cluster) || c.grid.iter().zip(c.cluster).any(|(g, c)| g % c != 0) {
+            return Err(format!(
+                "grid {:?} does not divide into clusters {:?} of at most 16 blocks",
+                c.grid, c.cluster
+            ));
         }
         let blocks: u64 = c.grid.iter().map(|&g| u64::from(g)).product();
         if blocks > 0xFF_FFF0 {

@@ -23,6 +23,7 @@ mod exec;
 mod memory;
 mod numerics;
 mod parse;
+mod tensor_map;
 
 pub use check::counters::{Counters, Report};
 pub use check::fault::{Fault, FaultKind, Memory, OtherAccess};
@@ -30,3 +31,4 @@ pub use device::{Arch, Device, Entry, LaunchConfig, Module};
 pub use exec::grid::Numerics;
 pub use memory::global::MemoryError;
 pub use parse::ParseError;
+pub use tensor_map::{Swizzle, TensorMap, TensorMapError, TensorType};

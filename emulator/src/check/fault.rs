@@ -51,6 +51,12 @@ pub enum FaultKind {
     Race { memory: Memory, address: u64, write: bool, other: Box<OtherAccess> },
     #[error("{} of {memory} memory at {address:#x} while an asynchronous copy to it has not been waited for", verb(*.write))]
     AsyncNotWaited { memory: Memory, address: u64, write: bool },
+    #[error("write of {memory} memory at {address:#x} while an asynchronous operation still reads it")]
+    AsyncOverwrite { memory: Memory, address: u64 },
+    #[error("the async proxy reads shared memory at {address:#x}, written by warp {warp} without a proxy fence since")]
+    MissingProxyFence { address: u64, warp: u32 },
+    #[error("register {register} is used before its asynchronous matrix operation was waited for")]
+    RegisterInFlight { register: String },
     #[error(
         "not all threads of the warp reach this instruction together: lanes {arrived:#010x} arrived, {expected:#010x} were expected"
     )]

@@ -7,7 +7,10 @@
 /// Most warps of a block.
 pub const MAX_WARPS: usize = 32;
 
-pub type Seen = [u32; MAX_WARPS];
+/// Times of the warps, then of the warpgroups: a matrix operation belongs to its warpgroup, and is over for all when any of
+/// the four warps has waited for it.
+pub type Seen = [u32; MAX_WARPS + MAX_WARPS / 4];
+pub const NOTHING: Seen = [0; MAX_WARPS + MAX_WARPS / 4];
 
 /// An earlier access that is not ordered before the present one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,25 +31,34 @@ fn pack(clock: u32, warp: usize, pc: u32, atomic: bool) -> u64 {
 #[derive(Debug, Default)]
 pub struct SharedShadow {
     warps: usize,
+    columns: usize,
     shift: u32,
     writes: Vec<u64>,
     reads: Vec<u64>,
 }
 
 impl SharedShadow {
-    pub fn reset(&mut self, bytes: usize, shift: u32, warps: usize) {
+    /// `groups`: warpgroups whose matrix operations read shared memory.
+    pub fn reset(&mut self, bytes: usize, shift: u32, warps: usize, groups: usize) {
         self.warps = warps;
+        self.columns = warps + groups;
         self.shift = shift;
         let n = (bytes >> shift) + 1;
         self.writes.clear();
         self.writes.resize(n, 0);
         self.reads.clear();
-        self.reads.resize(n * warps, 0);
+        self.reads.resize(n * self.columns, 0);
     }
 
     #[inline]
     fn range(&self, offset: u32, bytes: u32) -> std::ops::RangeInclusive<usize> {
         (offset >> self.shift) as usize..=((offset + bytes - 1) >> self.shift) as usize
+    }
+
+    /// Warp and time of the last write that covers an offset.
+    pub fn last_write(&self, offset: u32) -> (usize, u32) {
+        let e = self.writes[(offset >> self.shift) as usize];
+        ((e >> PC_BITS & 31) as usize, (e >> 32) as u32)
     }
 
     #[inline]
@@ -65,7 +77,26 @@ impl SharedShadow {
             if let Some(c) = self.write_conflict(g, me, seen, false) {
                 return Err(c);
             }
-            self.reads[g * self.warps + me] = u64::from(seen[me]) << 32 | u64::from(pc);
+            self.reads[g * self.columns + me] = u64::from(seen[me]) << 32 | u64::from(pc);
+        }
+        Ok(())
+    }
+
+    /// A read by a warpgroup's matrix operation of the given time, issued by warp `me`.
+    pub fn read_group(
+        &mut self,
+        offset: u32,
+        bytes: u32,
+        me: usize,
+        seen: &Seen,
+        time: u32,
+        pc: u32,
+    ) -> Result<(), Conflict> {
+        for g in self.range(offset, bytes) {
+            if let Some(c) = self.write_conflict(g, me, seen, false) {
+                return Err(c);
+            }
+            self.reads[g * self.columns + self.warps + me / 4] = u64::from(time) << 32 | u64::from(pc);
         }
         Ok(())
     }
@@ -84,9 +115,11 @@ impl SharedShadow {
             if let Some(c) = self.write_conflict(g, me, seen, atomic) {
                 return Err(c);
             }
-            let row = &self.reads[g * self.warps..(g + 1) * self.warps];
+            let row = &self.reads[g * self.columns..(g + 1) * self.columns];
             for (w, &r) in row.iter().enumerate() {
-                if (r >> 32) as u32 > seen[w] && w != me {
+                let actor = if w < self.warps { w } else { MAX_WARPS + w - self.warps };
+                if (r >> 32) as u32 > seen[actor] && w != me {
+                    let w = if w < self.warps { w } else { 4 * (w - self.warps) };
                     return Err(Conflict { warp: w as u32, pc: r as u32, wrote: false });
                 }
             }

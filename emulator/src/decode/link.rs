@@ -181,6 +181,7 @@ fn program(
         global_granule: 2,
         communicates: false,
         needs_sm90: false,
+        warpgroups: false,
     };
     for &i in reached {
         function(&ast.functions[i], &symbols, &local_names, &mut out)?;
@@ -295,6 +296,8 @@ fn classify(p: &mut Program) {
         }
     };
     let mut communicates = false;
+    p.warpgroups =
+        p.code.iter().any(|i| matches!(&i.op, Op::Hopper(h) if matches!(**h, super::hopper::Hopper::Wgmma(_))));
     for i in &p.code {
         match &i.op {
             Op::Ld(m) | Op::St(m) => {

@@ -232,6 +232,12 @@ pub fn cp(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
     if !m.has("async") {
         return c.err(format!("`{}` is not supported", inst.opcode));
     }
+    if m.has("bulk") {
+        return super::hopper::bulk(c, inst, m);
+    }
+    if m.has("mbarrier") {
+        return super::hopper::cp_async_mbarrier(c, inst, m);
+    }
     if m.has("commit_group") {
         c.emit(Op::CpCommit, Kind::Async);
         return Ok(());
@@ -246,9 +252,6 @@ pub fn cp(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
         };
         c.emit(Op::CpWait { pending: (*n).min(1 << 20) as u32 }, Kind::Async);
         return Ok(());
-    }
-    if m.has("bulk") || m.has("mbarrier") {
-        return c.err(format!("`{}` is not supported", inst.opcode));
     }
     let cg = m.has("cg");
     let ca = m.has("ca");

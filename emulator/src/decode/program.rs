@@ -452,6 +452,8 @@ pub struct Program {
     /// Blocks may exchange data during the launch, so they run in one fixed order on one core.
     pub communicates: bool,
     pub needs_sm90: bool,
+    /// It has matrix operations of warpgroups.
+    pub warpgroups: bool,
 }
 
 /// Address windows. Generic addresses of shared, local, constant and parameter memory carry these tags; the rest is global.

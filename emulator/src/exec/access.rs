@@ -323,6 +323,21 @@ impl Block<'_> {
     /// Everything a read of shared memory must satisfy. `used`: the bytes whose value matters.
     #[inline]
     pub fn shared_read(&mut self, me: usize, offset: u32, bytes: u32, used: u32, pc: u32, lane: usize) -> Step<()> {
+        self.shared_read_by(me, offset, bytes, used, pc, lane, None)
+    }
+
+    #[inline]
+    #[allow(clippy::too_many_arguments)]
+    pub fn shared_read_by(
+        &mut self,
+        me: usize,
+        offset: u32,
+        bytes: u32,
+        used: u32,
+        pc: u32,
+        lane: usize,
+        group: Option<u32>,
+    ) -> Step<()> {
         let (all, any) = self.shared.states(offset, bytes);
         if any & PENDING != 0 {
             let kind = FaultKind::AsyncNotWaited { memory: Memory::Shared, address: u64::from(offset), write: false };
@@ -339,7 +354,11 @@ impl Block<'_> {
                 return stop(FaultKind::UninitialisedMemory { memory: Memory::Shared, address, bytes }, Some(lane));
             }
         }
-        match self.shared.shadow.read(offset, bytes, me, &self.seen[me], pc) {
+        let recorded = match group {
+            None => self.shared.shadow.read(offset, bytes, me, &self.seen[me], pc),
+            Some(time) => self.shared.shadow.read_group(offset, bytes, me, &self.seen[me], time, pc),
+        };
+        match recorded {
             Ok(()) => Ok(()),
             Err(c) => self.shared_race(offset, false, c, lane),
         }
@@ -350,6 +369,10 @@ impl Block<'_> {
         let (_, any) = self.shared.states(offset, bytes);
         if any & PENDING != 0 {
             let kind = FaultKind::AsyncNotWaited { memory: Memory::Shared, address: u64::from(offset), write: true };
+            return stop(kind, Some(lane));
+        }
+        if self.shared.being_read(offset, bytes) {
+            let kind = FaultKind::AsyncOverwrite { memory: Memory::Shared, address: u64::from(offset) };
             return stop(kind, Some(lane));
         }
         match self.shared.shadow.write(offset, bytes, me, &self.seen[me], pc, atomic) {
@@ -380,6 +403,13 @@ impl Block<'_> {
         self.count_shared(a, mask, bytes);
         let me = warp.id;
         for l in lanes(mask) {
+            if let Some((rank, offset)) = self.remote(a[l], bytes, l, false)? {
+                for e in 0..m.count as usize {
+                    let v = self.shared_of(rank).read(offset + elem * e as u32, elem.min(8));
+                    put(&mut warp.frames[frame].planes, m, e, l, v);
+                }
+                continue;
+            }
             let offset = self.shared_check(a[l], bytes, l, false)?;
             if m.order.strong {
                 self.read_shared_flag(warp, a[l], m.order.acquire, flags);
@@ -418,6 +448,14 @@ impl Block<'_> {
         self.count_shared(a, mask, bytes);
         let me = warp.id;
         for l in lanes(mask) {
+            if let Some((rank, offset)) = self.remote(a[l], bytes, l, true)? {
+                for e in 0..m.count as usize {
+                    let v = get(&warp.frames[frame].planes, m, e, l);
+                    self.shared_of(rank).write(offset + elem * e as u32, elem.min(8), v);
+                }
+                self.shared_of(rank).set_state(offset, bytes, INIT);
+                continue;
+            }
             let offset = self.shared_check(a[l], bytes, l, true)?;
             if m.order.strong {
                 self.write_shared_flag(warp, a[l], m.order.release, flags);

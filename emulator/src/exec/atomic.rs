@@ -6,7 +6,7 @@ use super::traffic;
 use super::warp::{Warp, lanes};
 use crate::check::clocks::Foreign;
 use crate::check::fault::{FaultKind, Memory};
-use crate::check::race::Seen;
+use crate::check::race::{NOTHING, Seen};
 use crate::decode::program::*;
 use crate::memory::shared::INIT;
 use crate::numerics::half::{self, After, IsBf16, IsF16, both};
@@ -35,7 +35,7 @@ fn set_value(p: &mut Planes, reg: u32, ty: Ty, lane: usize, v: u128) {
 const PLAIN: After = After { ftz: false, sat: false, relu: false };
 
 /// The new contents, given the old.
-fn apply(op: AtomOp, ty: Ty, old: u128, a: u128, b: u128) -> u128 {
+pub fn apply(op: AtomOp, ty: Ty, old: u128, a: u128, b: u128) -> u128 {
     match op {
         AtomOp::Exch => a,
         AtomOp::Cas => {
@@ -249,7 +249,7 @@ impl Block<'_> {
     }
 
     fn take_in(&mut self, warp: &mut Warp, seen: Option<&Seen>, foreign: &Foreign, acquire: bool) {
-        let zero = [0; 32];
+        let zero = NOTHING;
         let seen = seen.unwrap_or(&zero);
         // What other blocks knew about this block comes back as an order among its own warps.
         let mut own = *seen;
@@ -284,7 +284,7 @@ impl Block<'_> {
             warp.released.as_ref().map(|(s, f)| (**s, f.clone()))
         };
         if let Some((seen, foreign)) = published {
-            let entry = flags.entry(at).or_insert_with(|| (Box::new([0; 32]), Foreign::default()));
+            let entry = flags.entry(at).or_insert_with(|| (Box::new(NOTHING), Foreign::default()));
             entry.1.join(&foreign.with(self.index as u32, &seen));
         }
     }
@@ -300,7 +300,7 @@ impl Block<'_> {
             warp.released.as_ref().map(|(s, f)| (**s, f.clone()))
         };
         if let Some((seen, foreign)) = published {
-            let entry = self.shared_flags.entry(at).or_insert_with(|| (Box::new([0; 32]), Foreign::default()));
+            let entry = self.shared_flags.entry(at).or_insert_with(|| (Box::new(NOTHING), Foreign::default()));
             for (a, b) in entry.0.iter_mut().zip(&seen) {
                 *a = (*a).max(*b);
             }

@@ -5,7 +5,7 @@ use super::step::Flow;
 use super::warp::{Wait, Warp};
 use crate::check::clocks::Foreign;
 use crate::check::fault::FaultKind;
-use crate::check::race::Seen;
+use crate::check::race::{NOTHING, Seen};
 use crate::decode::program::*;
 
 /// One of the sixteen named barriers.
@@ -33,7 +33,7 @@ impl Default for Barrier {
             arrived: 0,
             expected: None,
             waiting: 0,
-            seen: [0; 32],
+            seen: NOTHING,
             foreign: Foreign::default(),
             ones: 0,
             results: Vec::new(),
@@ -85,7 +85,7 @@ impl Block<'_> {
         match b.expected {
             None => {
                 b.expected = Some(count);
-                b.seen = [0; 32];
+                b.seen = NOTHING;
                 b.foreign = Foreign::default();
                 b.ones = 0;
                 b.waiting = 0;
@@ -203,6 +203,13 @@ impl Block<'_> {
 
     /// A fence publishes what the warp has done to whoever reads a flag written later, and takes in what earlier flags said.
     pub fn fence(&mut self, warp: &mut Warp, fence: Fence) {
+        if fence == Fence::ProxyAsync {
+            let me = warp.id;
+            self.proxy_fenced[me] = self.seen[me][me];
+            self.proxy_seen[me] = self.seen[me];
+            self.seen[me][me] += 1;
+            return;
+        }
         if !matches!(fence, Fence::Cta | Fence::Cluster | Fence::Gpu) {
             return;
         }

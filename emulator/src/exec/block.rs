@@ -1,11 +1,15 @@
 //! One block: its shared memory, barriers and warps, and the order in which they run.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use super::barrier::Barrier;
+use super::hopper::ClusterBarrier;
 use super::warp::{Wait, Warp};
 use crate::check::clocks::Foreign;
 use crate::check::counters::Counters;
 use crate::check::fault::{Fault, FaultKind, OtherAccess};
-use crate::check::race::Seen;
+use crate::check::race::{NOTHING, Seen};
 use crate::decode::program::Program;
 use crate::memory::global::View;
 use crate::memory::shared::Shared;
@@ -20,6 +24,7 @@ pub struct Env<'a> {
     pub params: &'a [u8],
     pub grid: [u32; 3],
     pub block: [u32; 3],
+    pub cluster: [u32; 3],
     pub shared_bytes: u32,
     pub seed: u64,
     pub limit: u64,
@@ -83,6 +88,16 @@ pub struct Block<'a> {
     /// A read of memory never written, kept back until it is known whether another warp would have written it: then the
     /// missing order between the two is the better diagnosis.
     pub suspect: Option<Box<Fault>>,
+    /// Place in the cluster; the shared memories of its blocks, this one's slot empty while it runs.
+    pub rank: usize,
+    pub peers: Vec<Shared>,
+    pub cluster_barrier: Rc<RefCell<ClusterBarrier>>,
+    pub cluster_seen: Seen,
+    /// For each warp: its time at its last proxy fence, and what was ordered before that fence.
+    pub proxy_fenced: Vec<u32>,
+    pub proxy_seen: Vec<Seen>,
+    /// Groups of matrix operations that each warp has committed.
+    pub wg_committed: Vec<u32>,
 }
 
 /// What is kept from one block to the next on a core.
@@ -107,19 +122,21 @@ impl<'a> Block<'a> {
         let count = threads.div_ceil(32);
         let mut shared = reuse.shared;
         let bytes = (env.program.dynamic_shared.max(env.program.static_shared) + env.shared_bytes) as usize;
-        shared.reset(bytes, env.program.shared_granule, count);
+        let groups = if env.program.warpgroups { count.div_ceil(4) } else { 0 };
+        shared.reset(bytes, env.program.shared_granule, count, groups);
         let mut warps = reuse.warps;
         let this = env.program as *const Program as usize;
         if reuse.program != this {
             warps.clear();
         }
         warps.resize_with(count, Warp::default);
-        let mut seen = vec![[0; 32]; count];
+        let mut seen = vec![NOTHING; count];
         for (w, warp) in warps.iter_mut().enumerate() {
             let lanes = (threads - w * 32).min(32);
             warp.start(env.program, w, if lanes == 32 { u32::MAX } else { (1 << lanes) - 1 });
             seen[w][w] = 1;
         }
+        let cluster_barrier = Rc::new(RefCell::new(ClusterBarrier::new(threads as u32)));
         let (gx, gy) = (u64::from(env.grid[0]), u64::from(env.grid[1]));
         let ctaid = [(index % gx) as u32, (index / gx % gy) as u32, (index / (gx * gy)) as u32];
         Block {
@@ -139,6 +156,13 @@ impl<'a> Block<'a> {
             rng: Rng::new(env.seed.wrapping_mul(0x2545_F491_4F6C_DD1D).wrapping_add(index)),
             executed: 0,
             suspect: None,
+            rank: 0,
+            peers: vec![Shared::default()],
+            cluster_barrier,
+            cluster_seen: NOTHING,
+            proxy_fenced: vec![0; count],
+            proxy_seen: vec![NOTHING; count],
+            wg_committed: vec![0; count],
         }
     }
 
@@ -178,6 +202,7 @@ impl<'a> Block<'a> {
                 }
             }
             if finished {
+                self.check_leftovers()?;
                 return Ok(Status::Finished);
             }
             if !progress {
@@ -191,6 +216,20 @@ impl<'a> Block<'a> {
             }
         }
         Ok(Status::Running)
+    }
+
+    /// A block may not end while copies are on their way to it.
+    fn check_leftovers(&self) -> Result<(), Box<Fault>> {
+        let mut left: Vec<_> =
+            self.shared.mbarriers.iter().filter(|(_, b)| b.tx != 0 || !b.inflight.is_empty()).collect();
+        left.sort_by_key(|(offset, _)| **offset);
+        let Some((offset, b)) = left.first() else { return Ok(()) };
+        let text = format!(
+            "the block ends while the mbarrier at {offset:#x} has {} copies in flight and {} bytes missing",
+            b.inflight.len(),
+            b.tx
+        );
+        Err(self.fault(None, Stop { kind: FaultKind::Misuse(text), lane: None }))
     }
 
     /// Stops a warp that read what was never written, and lets the others show whether they would have written it.
@@ -218,11 +257,22 @@ impl<'a> Block<'a> {
         let mut first = None;
         for (w, warp) in self.warps.iter().enumerate() {
             for g in &warp.groups {
-                if let Wait::Barrier { id, .. } = g.wait {
-                    let line = self.env.program.places[g.pc as usize].line;
-                    first = first.or(Some((w, g.pc)));
-                    parts.push(format!("warp {w} waits at barrier {id} (PTX line {line})"));
-                }
+                let what = match g.wait {
+                    Wait::Barrier { id, .. } => format!("at barrier {id}"),
+                    Wait::Cluster { .. } => "at the cluster barrier".into(),
+                    Wait::Warpgroup { .. } => "for the other warps of its warpgroup".into(),
+                    Wait::Phase { offset, .. } => match self.shared.mbarriers.get(&offset) {
+                        Some(b) => format!(
+                            "for the mbarrier at {offset:#x} (phase {}, {} of {} arrivals and {} bytes missing)",
+                            b.phase, b.pending, b.expected, b.tx
+                        ),
+                        None => format!("for the mbarrier at {offset:#x}"),
+                    },
+                    Wait::Ready | Wait::Converge => continue,
+                };
+                let line = self.env.program.places[g.pc as usize].line;
+                first = first.or(Some((w, g.pc)));
+                parts.push(format!("warp {w} waits {what} (PTX line {line})"));
             }
         }
         let (w, pc) = first.unwrap_or((0, 0));

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 
 use rayon::prelude::*;
 
-use super::block::{Block, Env, FlagTable, Reuse, Status};
+use super::block::{Env, FlagTable, Reuse, Status};
+use super::cluster::Cluster;
 use crate::check::counters::{Counters, Report};
-use crate::check::fault::{Fault, FaultKind};
+use crate::check::fault::Fault;
 use crate::decode::program::Program;
 use crate::memory::global::View;
 
@@ -28,6 +29,7 @@ pub struct Launch<'a> {
     pub params: &'a [u8],
     pub grid: [u32; 3],
     pub block: [u32; 3],
+    pub cluster: [u32; 3],
     pub shared_bytes: u32,
     pub seed: u64,
     pub limit: u64,
@@ -44,7 +46,8 @@ struct Done {
 const RESIDENT: usize = 64;
 
 pub fn run(l: &Launch) -> Result<Report, Box<Fault>> {
-    let blocks = l.grid.iter().map(|&g| u64::from(g)).product::<u64>();
+    // What is ordered and handed out are clusters; without clusters each is one block.
+    let blocks = l.grid.iter().zip(l.cluster).map(|(&g, c)| u64::from(g / c)).product::<u64>();
     let env = Env {
         program: l.program,
         view: &l.view,
@@ -54,6 +57,7 @@ pub fn run(l: &Launch) -> Result<Report, Box<Fault>> {
         params: l.params,
         grid: l.grid,
         block: l.block,
+        cluster: l.cluster,
         shared_bytes: l.shared_bytes,
         seed: l.seed,
         limit: l.limit,
@@ -90,11 +94,11 @@ fn apart(env: &Env, blocks: u64, place: &(dyn Fn(u64) -> u64 + Sync)) -> Result<
     let chunks = blocks.div_ceil(chunk);
     let results: Vec<Result<Done, (u64, Box<Fault>)>> = (0..chunks)
         .into_par_iter()
-        .map_init(Reuse::default, |reuse, c| {
+        .map_init(Vec::<Reuse>::new, |spare, c| {
             let mut flags = FlagTable::new();
             let mut sum = Done { order: c, counters: Counters::default(), printed: String::new() };
             for i in c * chunk..((c + 1) * chunk).min(blocks) {
-                let mut b = Block::new(env, place(i), std::mem::take(reuse));
+                let mut b = Cluster::new(env, place(i), spare);
                 loop {
                     match b.run(&mut flags, u32::MAX) {
                         Ok(Status::Finished) => break,
@@ -103,9 +107,7 @@ fn apart(env: &Env, blocks: u64, place: &(dyn Fn(u64) -> u64 + Sync)) -> Result<
                         Err(f) => return Err((i, f)),
                     }
                 }
-                sum.counters.add(&b.counters);
-                sum.printed.push_str(&b.printed);
-                *reuse = b.into_reuse();
+                b.finish(&mut sum.counters, &mut sum.printed, spare);
             }
             Ok(sum)
         })
@@ -132,26 +134,27 @@ fn apart(env: &Env, blocks: u64, place: &(dyn Fn(u64) -> u64 + Sync)) -> Result<
 fn together(env: &Env, blocks: u64, place: &dyn Fn(u64) -> u64) -> Result<Vec<Done>, Box<Fault>> {
     let mut flags = FlagTable::new();
     let mut waiting = 0u64;
-    let mut resident: Vec<(u64, Block)> = Vec::new();
+    let mut resident: Vec<(u64, Cluster)> = Vec::new();
     let mut spare: Vec<Reuse> = Vec::new();
     let mut done = Vec::new();
     let mut total = 0u64;
     while waiting < blocks || !resident.is_empty() {
         while resident.len() < RESIDENT && waiting < blocks {
-            resident.push((waiting, Block::new(env, place(waiting), spare.pop().unwrap_or_default())));
+            resident.push((waiting, Cluster::new(env, place(waiting), &mut spare)));
             waiting += 1;
         }
         let mut progress = false;
         let mut i = 0;
         while i < resident.len() {
-            let before = resident[i].1.executed;
+            let before = resident[i].1.executed();
             let status = resident[i].1.run(&mut flags, 4)?;
-            total += resident[i].1.executed - before;
-            progress |= resident[i].1.executed != before;
+            total += resident[i].1.executed() - before;
+            progress |= resident[i].1.executed() != before;
             if status == Status::Finished {
                 let (order, b) = resident.swap_remove(i);
-                done.push(Done { order, counters: b.counters.clone(), printed: b.printed.clone() });
-                spare.push(b.into_reuse());
+                let mut d = Done { order, counters: Counters::default(), printed: String::new() };
+                b.finish(&mut d.counters, &mut d.printed, &mut spare);
+                done.push(d);
                 progress = true;
             } else {
                 i += 1;
@@ -161,8 +164,7 @@ fn together(env: &Env, blocks: u64, place: &dyn Fn(u64) -> u64) -> Result<Vec<Do
             return Err(resident[0].1.deadlock());
         }
         if total > env.limit {
-            let kind = FaultKind::InstructionLimit { instructions: total };
-            return Err(resident[0].1.fault(None, super::block::Stop { kind, lane: None }));
+            return Err(resident[0].1.limit_fault(total));
         }
     }
     Ok(done)

@@ -75,11 +75,13 @@ impl Block<'_> {
                 Special::ClockHi | Special::GlobalTimerHi => clock >> 32,
                 Special::DynamicSmem => u64::from(e.shared_bytes),
                 Special::TotalSmem => self.shared.data.len() as u64 - u64::from(SHARED_START),
-                // Without clusters every block is a cluster of its own.
-                Special::ClusterId(a) => axis(self.ctaid, a),
-                Special::NClusterId(a) => axis(e.grid, a),
-                Special::ClusterCtaId(_) | Special::ClusterCtaRank | Special::IsExplicitCluster => 0,
-                Special::ClusterNCtaId(_) | Special::ClusterNCtaRank => 1,
+                Special::ClusterId(a) => axis(self.ctaid, a) / axis(e.cluster, a),
+                Special::NClusterId(a) => axis(e.grid, a) / axis(e.cluster, a),
+                Special::ClusterCtaId(a) => axis(self.ctaid, a) % axis(e.cluster, a),
+                Special::ClusterCtaRank => self.rank as u64,
+                Special::IsExplicitCluster => u64::from(self.peers.len() > 1),
+                Special::ClusterNCtaId(a) => axis(e.cluster, a),
+                Special::ClusterNCtaRank => self.peers.len() as u64,
             };
         }
         let p = &mut warp.frames[frame].planes;

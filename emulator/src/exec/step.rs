@@ -68,6 +68,17 @@ impl Block<'_> {
                 *moved = true;
             }
         }
+        for g in &mut warp.groups {
+            let over = match g.wait {
+                Wait::Phase { offset, state, parity } => self.phase_passed(offset, state, parity),
+                Wait::Warpgroup { groups } => self.warpgroup_ready(warp.id, groups),
+                Wait::Cluster { generation } => self.cluster_barrier.borrow().generation > generation,
+                _ => false,
+            };
+            if over {
+                g.wait = Wait::Ready;
+            }
+        }
         let mut i = 0;
         while i < warp.groups.len() {
             let mut j = i + 1;
@@ -106,7 +117,9 @@ impl Block<'_> {
             .groups
             .iter()
             .enumerate()
-            .filter(|(i, g)| *i != gi && g.frame == group.frame && g.pc > pc && !matches!(g.wait, Wait::Barrier { .. }))
+            .filter(|(i, g)| {
+                *i != gi && g.frame == group.frame && g.pc > pc && matches!(g.wait, Wait::Ready | Wait::Converge)
+            })
             .map(|(_, g)| g.pc)
             .min()
             .unwrap_or(u32::MAX);
@@ -136,6 +149,9 @@ impl Block<'_> {
                 *left -= 1;
                 warp.executed += 1;
                 self.counters.instructions[instr.kind as usize] += 1;
+            }
+            if warp.any_flight() {
+                self.check_flight(warp, frame, instr, pc)?;
             }
             let flow = if instr.track {
                 self.tracked(warp, gi, pc, instr, active, flags)?
@@ -245,9 +261,7 @@ impl Block<'_> {
             Op::Mma(m) => return self.mma(warp, gi, m, active),
             Op::Trap => return stop(FaultKind::Trap, Some(active.trailing_zeros() as usize)),
             Op::Sleep | Op::Hint => {}
-            Op::Hopper(h) => match **h {
-                crate::decode::hopper::Hopper::GridDependency => {}
-            },
+            Op::Hopper(h) => return self.hopper(warp, gi, pc, h, active),
         }
         Ok(Flow::Next)
     }
@@ -260,6 +274,28 @@ impl Block<'_> {
                 stop(FaultKind::UninitialisedRegister { register: self.register(f.func, instr.guard) }, Some(lane))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Accumulators in flight may be renamed by moves, and taken by further matrix operations; nothing else may touch them.
+    fn check_flight(&self, warp: &mut Warp, frame: usize, instr: &Instr, pc: u32) -> Step<()> {
+        if matches!(&instr.op, Op::Hopper(h) if matches!(**h, crate::decode::hopper::Hopper::Wgmma(_))) {
+            return Ok(());
+        }
+        let deps = &self.env.program.deps[pc as usize];
+        let read = deps.reads.iter().copied().find(|&r| warp.in_flight(frame, r));
+        if let (Some(_), Kind::Move) = (read, instr.kind) {
+            for &w in &deps.writes {
+                warp.set_flight(frame, w);
+            }
+            return Ok(());
+        }
+        match read.or_else(|| deps.writes.iter().copied().find(|&w| warp.in_flight(frame, w))) {
+            Some(r) => {
+                let func = warp.frames[frame].func;
+                stop(FaultKind::RegisterInFlight { register: self.register(func, r) }, None)
+            }
+            None => Ok(()),
         }
     }
 
@@ -369,6 +405,11 @@ impl Block<'_> {
     /// Lanes leave the kernel.
     fn exit(&mut self, warp: &mut Warp, gi: usize, pc: u32, active: u32) -> Flow {
         warp.alive &= !active;
+        {
+            let mut b = self.cluster_barrier.borrow_mut();
+            b.alive -= active.count_ones().min(b.alive);
+            b.settle();
+        }
         let g = &mut warp.groups[gi];
         g.mask &= !active;
         g.pc = pc + 1;

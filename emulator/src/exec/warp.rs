@@ -4,8 +4,10 @@
 //! again merge. The group with the lowest instruction runs first, which brings them together at the end of structured code,
 //! and instructions that need several lanes at once wait for the groups to meet.
 
+use super::bulk::Reading;
 use super::copy::PendingCopy;
 use super::lanes::{LANES, Planes};
+use super::wgmma::Flight;
 use crate::check::clocks::Foreign;
 use crate::check::race::Seen;
 use crate::decode::program::{Func, Program};
@@ -34,6 +36,19 @@ pub enum Wait {
     Barrier {
         id: u8,
         generation: u64,
+    },
+    /// Until a phase of an mbarrier completes.
+    Phase {
+        offset: u32,
+        state: u64,
+        parity: bool,
+    },
+    Cluster {
+        generation: u64,
+    },
+    /// Until the other warps of the warpgroup have committed as many groups of matrix operations.
+    Warpgroup {
+        groups: u32,
     },
 }
 
@@ -66,6 +81,14 @@ pub struct Warp {
     /// What a fence made ready to be released, and what was read from flags and awaits a fence.
     pub released: Option<(Box<Seen>, Foreign)>,
     pub acquired: Option<(Box<Seen>, Foreign)>,
+    /// Bulk copies that still read shared memory, and matrix operations not waited for.
+    pub bulk: Vec<Reading>,
+    pub bulk_committed: u32,
+    pub flights: Vec<Flight>,
+    /// Planes of the accumulators in flight, as bits; empty when there are none.
+    flying: Vec<u64>,
+    flying_frame: usize,
+    pub cluster_generation: u64,
     pub executed: u64,
     pub hint: usize,
     /// The instruction being executed, for messages.
@@ -104,6 +127,10 @@ impl Warp {
         self.committed = [0; LANES];
         self.released = None;
         self.acquired = None;
+        self.bulk.clear();
+        self.bulk_committed = 0;
+        self.flights.clear();
+        self.flying.clear();
         self.executed = 0;
         self.pc = f.start;
     }
@@ -122,6 +149,29 @@ impl Warp {
             *v = grown;
         }
         self.local_bytes = bytes;
+    }
+
+    #[inline]
+    pub fn any_flight(&self) -> bool {
+        !self.flying.is_empty()
+    }
+
+    pub fn clear_flight(&mut self) {
+        self.flying.clear();
+    }
+
+    pub fn set_flight(&mut self, frame: usize, plane: u32) {
+        if self.flying.is_empty() {
+            self.flying.resize(self.frames[frame].planes.0.len().div_ceil(64), 0);
+            self.flying_frame = frame;
+        }
+        if let Some(w) = self.flying.get_mut(plane as usize / 64) {
+            *w |= 1 << (plane % 64);
+        }
+    }
+
+    pub fn in_flight(&self, frame: usize, plane: u32) -> bool {
+        frame == self.flying_frame && self.flying.get(plane as usize / 64).is_some_and(|w| w >> (plane % 64) & 1 == 1)
     }
 
     pub fn finished(&self) -> bool {

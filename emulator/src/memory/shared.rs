@@ -1,26 +1,42 @@
 //! Shared memory of a block: bytes, what was written, what an asynchronous copy still owes, and the race shadow.
 
+use std::collections::HashMap;
+
 use crate::check::race::SharedShadow;
+use crate::exec::mbarrier::Mbarrier;
 
 /// The byte was written.
 pub const INIT: u8 = 1;
 /// An asynchronous copy to the byte was issued and not waited for.
 pub const PENDING: u8 = 2;
+/// The byte was last written by the async proxy.
+pub const ASYNC: u8 = 4;
 
 #[derive(Debug, Default)]
 pub struct Shared {
     pub data: Vec<u8>,
     pub state: Vec<u8>,
     pub shadow: SharedShadow,
+    pub mbarriers: HashMap<u32, Mbarrier>,
+    /// How many asynchronous operations still read each piece of 16 bytes.
+    pub readers: Vec<u16>,
 }
 
 impl Shared {
-    pub fn reset(&mut self, bytes: usize, shift: u32, warps: usize) {
+    pub fn reset(&mut self, bytes: usize, shift: u32, warps: usize, groups: usize) {
         self.data.clear();
         self.data.resize(bytes, 0xFF);
         self.state.clear();
         self.state.resize(bytes, 0);
-        self.shadow.reset(bytes, shift, warps);
+        self.shadow.reset(bytes, shift, warps, groups);
+        self.mbarriers.clear();
+        self.readers.clear();
+        self.readers.resize(bytes / 16 + 1, 0);
+    }
+
+    #[inline]
+    pub fn being_read(&self, offset: u32, bytes: u32) -> bool {
+        self.readers[(offset / 16) as usize..=((offset + bytes - 1) / 16) as usize].iter().any(|&r| r != 0)
     }
 
     #[inline]
