@@ -219,16 +219,18 @@ impl Device {
         entry: &str,
         config: &LaunchConfig,
         params: &[u8],
-    ) -> Result<Report, Fault> {
-        let refuse = |text: String| Fault {
-            kind: FaultKind::Launch(text),
-            kernel: entry.to_string(),
-            block: None,
-            warp: None,
-            lane: None,
-            line: None,
-            source: None,
-            inlined_at: Vec::new(),
+    ) -> Result<Report, Box<Fault>> {
+        let refuse = |text: String| {
+            Box::new(Fault {
+                kind: FaultKind::Launch(text),
+                kernel: entry.to_string(),
+                block: None,
+                warp: None,
+                lane: None,
+                line: None,
+                source: None,
+                inlined_at: Vec::new(),
+            })
         };
         let Some(program) = module.programs.get(entry) else {
             return Err(refuse(format!(
@@ -253,7 +255,7 @@ impl Device {
             limit: self.limit,
             numerics: self.numerics,
         };
-        run(&launch).map_err(|f| *f)
+        run(&launch)
     }
 
     fn check(&self, module: &Module, p: &Program, c: &LaunchConfig, params: &[u8]) -> Result<(), String> {

@@ -95,7 +95,6 @@ const MAGIC: u32 = 0x5458_5450;
 impl TensorMap {
     /// The arguments of the driver's tiled encode: type, address, sizes, strides in bytes (one fewer than sizes), box, element
     /// strides, swizzle, and whether elements outside the tensor read as NaN instead of zero.
-    #[allow(clippy::too_many_arguments)]
     pub fn tiled(
         ty: TensorType,
         address: u64,

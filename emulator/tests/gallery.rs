@@ -13,7 +13,7 @@ fn marked(name: &str) -> Vec<u32> {
     SOURCE.lines().enumerate().filter(|(_, l)| at(l)).map(|(i, _)| i as u32 + 1).collect()
 }
 
-fn fault(module: &Module, name: &str, seed: u64) -> Option<Fault> {
+fn fault(module: &Module, name: &str, seed: u64) -> Option<Box<Fault>> {
     let mut d = device();
     d.set_seed(seed);
     d.set_instruction_limit(200_000);

@@ -259,8 +259,8 @@ pub fn decode(c: &mut Context, inst: &Inst, m: &mut Mods, peek: Option<Ty>) -> R
     }
     arity(c, inst, n + 1)?;
     let mut s = [0; 4];
-    for i in 0..n {
-        s[i] = c.src(&inst.operands[i + 1], ty)?;
+    for (slot, op) in s.iter_mut().zip(&inst.operands[1..]) {
+        *slot = c.src(op, ty)?;
     }
     let d = c.dst(&inst.operands[0], ty)?;
     c.alu(f, &[d], &s[..n], imm, if double { Kind::Double } else { Kind::Float });

@@ -136,7 +136,6 @@ impl Block<'_> {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn load_global(
         &mut self,
         warp: &mut Warp,
@@ -192,7 +191,6 @@ impl Block<'_> {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn store_global(
         &mut self,
         warp: &mut Warp,
@@ -262,7 +260,6 @@ impl Block<'_> {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
     pub fn global_read(
         &self,
         warp: &Warp,
@@ -279,7 +276,6 @@ impl Block<'_> {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
     pub fn global_write(
         &self,
         warp: &Warp,
@@ -327,7 +323,6 @@ impl Block<'_> {
     }
 
     #[inline]
-    #[allow(clippy::too_many_arguments)]
     pub fn shared_read_by(
         &mut self,
         me: usize,
@@ -387,7 +382,6 @@ impl Block<'_> {
         self.counters.bank_conflicts += conflicts;
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn load_shared(
         &mut self,
         warp: &mut Warp,
@@ -432,7 +426,6 @@ impl Block<'_> {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn store_shared(
         &mut self,
         warp: &mut Warp,

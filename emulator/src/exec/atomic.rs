@@ -1,6 +1,6 @@
 //! Atomic operations, and the orders that flags in memory carry.
 
-use super::block::{Block, FlagTable, Step, stop};
+use super::block::{Block, FlagTable, Step, carry, stop};
 use super::lanes::Planes;
 use super::traffic;
 use super::warp::{Warp, lanes};
@@ -262,15 +262,7 @@ impl Block<'_> {
             self.acquire(warp.id, &own, foreign);
             return;
         }
-        match &mut warp.acquired {
-            Some((s, f)) => {
-                for (a, b) in s.iter_mut().zip(&own) {
-                    *a = (*a).max(*b);
-                }
-                f.join(foreign);
-            }
-            none => *none = Some((Box::new(own), foreign.clone())),
-        }
+        carry(&mut self.acquired[warp.id], &own, foreign);
     }
 
     /// A strong write publishes what the warp had done: all of it if it releases, else what came before its last fence.
@@ -281,7 +273,7 @@ impl Block<'_> {
             self.seen[me][me] += 1;
             Some(out)
         } else {
-            warp.released.as_ref().map(|(s, f)| (**s, f.clone()))
+            self.released[me].as_ref().map(|(s, f)| (**s, f.clone()))
         };
         if let Some((seen, foreign)) = published {
             let entry = flags.entry(at).or_insert_with(|| (Box::new(NOTHING), Foreign::default()));
@@ -297,7 +289,7 @@ impl Block<'_> {
             self.seen[me][me] += 1;
             Some(out)
         } else {
-            warp.released.as_ref().map(|(s, f)| (**s, f.clone()))
+            self.released[me].as_ref().map(|(s, f)| (**s, f.clone()))
         };
         if let Some((seen, foreign)) = published {
             let entry = self.shared_flags.entry(at).or_insert_with(|| (Box::new(NOTHING), Foreign::default()));

@@ -1,6 +1,6 @@
 //! Barriers of a block and fences.
 
-use super::block::{Block, Step, stop};
+use super::block::{Block, Carried, Step, carry, stop};
 use super::step::Flow;
 use super::warp::{Wait, Warp};
 use crate::check::clocks::Foreign;
@@ -19,6 +19,8 @@ pub struct Barrier {
     waiting: u32,
     seen: Seen,
     foreign: Foreign,
+    released: Carried,
+    acquired: Carried,
     /// Reduction over predicates: how many true, how many in all.
     ones: u32,
     /// Result of finished reductions, by generation.
@@ -35,6 +37,8 @@ impl Default for Barrier {
             waiting: 0,
             seen: NOTHING,
             foreign: Foreign::default(),
+            released: None,
+            acquired: None,
             ones: 0,
             results: Vec::new(),
             op: None,
@@ -87,6 +91,8 @@ impl Block<'_> {
                 b.expected = Some(count);
                 b.seen = NOTHING;
                 b.foreign = Foreign::default();
+                b.released = None;
+                b.acquired = None;
                 b.ones = 0;
                 b.waiting = 0;
             }
@@ -112,6 +118,11 @@ impl Block<'_> {
             *s = (*s).max(*t);
         }
         b.foreign.join(&self.foreign[me]);
+        for (to, from) in [(&mut b.released, &self.released[me]), (&mut b.acquired, &self.acquired[me])] {
+            if let Some((seen, foreign)) = from {
+                carry(to, seen, foreign);
+            }
+        }
         // What follows is later than what the others will have seen.
         self.seen[me][me] += 1;
         self.counters.barriers += 1;
@@ -159,11 +170,18 @@ impl Block<'_> {
         b.arrived = 0;
         b.expected = None;
         let (waiting, joined, foreign) = (b.waiting, b.seen, b.foreign.clone());
+        let (released, acquired) = (b.released.take(), b.acquired.take());
         for w in super::warp::lanes(waiting) {
             for (s, t) in self.seen[w].iter_mut().zip(&joined) {
                 *s = (*s).max(*t);
             }
             self.foreign[w].join(&foreign);
+            if let Some((seen, foreign)) = &released {
+                carry(&mut self.released[w], seen, foreign);
+            }
+            if let Some((seen, foreign)) = &acquired {
+                carry(&mut self.acquired[w], seen, foreign);
+            }
         }
         if full {
             self.generation += 1;
@@ -215,10 +233,10 @@ impl Block<'_> {
         }
         self.only_full_barriers = false;
         let me = warp.id;
-        if let Some((seen, foreign)) = warp.acquired.take() {
+        if let Some((seen, foreign)) = self.acquired[me].take() {
             self.acquire(me, &seen, &foreign);
         }
-        warp.released = Some((Box::new(self.seen[me]), self.foreign[me].clone()));
+        self.released[me] = Some((Box::new(self.seen[me]), self.foreign[me].clone()));
         self.seen[me][me] += 1;
     }
 

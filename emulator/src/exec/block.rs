@@ -66,6 +66,22 @@ impl Rng {
     }
 }
 
+/// An order on its way from one thread to another.
+pub type Carried = Option<(Box<Seen>, Foreign)>;
+
+/// Adds one order to another.
+pub fn carry(into: &mut Carried, seen: &Seen, foreign: &Foreign) {
+    match into {
+        Some((s, f)) => {
+            for (a, b) in s.iter_mut().zip(seen) {
+                *a = (*a).max(*b);
+            }
+            f.join(foreign);
+        }
+        none => *none = Some((Box::new(*seen), foreign.clone())),
+    }
+}
+
 /// Flags of one launch that order blocks, kept by the thread that runs them.
 pub type FlagTable = std::collections::HashMap<u64, (Box<Seen>, Foreign)>;
 
@@ -96,6 +112,10 @@ pub struct Block<'a> {
     /// For each warp: its time at its last proxy fence, and what was ordered before that fence.
     pub proxy_fenced: Vec<u32>,
     pub proxy_seen: Vec<Seen>,
+    /// For each warp: what a fence made ready to be released, and what was read from flags and awaits a fence. Barriers carry
+    /// both on: it is enough that one thread fences what another has read or will publish.
+    pub released: Vec<Carried>,
+    pub acquired: Vec<Carried>,
     /// Groups of matrix operations that each warp has committed.
     pub wg_committed: Vec<u32>,
 }
@@ -162,6 +182,8 @@ impl<'a> Block<'a> {
             cluster_seen: NOTHING,
             proxy_fenced: vec![0; count],
             proxy_seen: vec![NOTHING; count],
+            released: vec![None; count],
+            acquired: vec![None; count],
             wg_committed: vec![0; count],
         }
     }
@@ -196,10 +218,10 @@ impl<'a> Block<'a> {
                 w = (w + stride) % n;
             }
             let finished = self.warps.iter().all(|w| w.finished() || w.groups.is_empty());
-            if finished || !progress {
-                if let Some(f) = self.suspect.take() {
-                    return Err(f);
-                }
+            if (finished || !progress)
+                && let Some(f) = self.suspect.take()
+            {
+                return Err(f);
             }
             if finished {
                 self.check_leftovers()?;

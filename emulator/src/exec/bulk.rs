@@ -46,7 +46,6 @@ impl Block<'_> {
     }
 
     /// Sends bytes to a place in the cluster and counts them at the mbarrier beside it.
-    #[allow(clippy::too_many_arguments)]
     fn send(
         &mut self,
         warp: &Warp,
@@ -100,7 +99,6 @@ impl Block<'_> {
         Ok(out)
     }
 
-    #[allow(clippy::too_many_arguments)]
     pub fn bulk_load(
         &mut self,
         warp: &mut Warp,
@@ -340,7 +338,6 @@ impl Block<'_> {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)]
     pub fn tensor_load(
         &mut self,
         warp: &mut Warp,
@@ -389,7 +386,6 @@ impl Block<'_> {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)]
     pub fn tensor_store(
         &mut self,
         warp: &mut Warp,

@@ -23,7 +23,6 @@ pub struct PendingCopy {
 }
 
 impl Block<'_> {
-    #[allow(clippy::too_many_arguments)]
     pub fn copy_async(
         &mut self,
         warp: &mut Warp,

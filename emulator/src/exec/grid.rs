@@ -66,7 +66,7 @@ pub fn run(l: &Launch) -> Result<Report, Box<Fault>> {
     // A seeded permutation of the blocks: x -> (a x + b) mod n with a coprime to n.
     let mut rng = super::block::Rng::new(l.seed);
     let offset = rng.next() % blocks;
-    let mut stride = if l.seed == 0 { 1 } else { rng.next() % blocks | 1 };
+    let mut stride = if l.seed == 0 { 1 } else { (rng.next() % blocks) | 1 };
     while gcd(stride, blocks) != 1 {
         stride += 2;
     }

@@ -26,7 +26,6 @@ impl Block<'_> {
         )
     }
 
-    #[allow(clippy::too_many_arguments)]
     pub fn load_matrix(
         &mut self,
         warp: &mut Warp,
@@ -75,7 +74,6 @@ impl Block<'_> {
         Ok(Flow::Next)
     }
 
-    #[allow(clippy::too_many_arguments)]
     pub fn store_matrix(
         &mut self,
         warp: &mut Warp,

@@ -121,7 +121,6 @@ impl Block<'_> {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
     pub fn mbarrier_arrive(
         &mut self,
         warp: &mut Warp,
@@ -195,7 +194,6 @@ impl Block<'_> {
         self.shared.mbarriers.get(&offset).is_none_or(|b| b.passed(state, parity))
     }
 
-    #[allow(clippy::too_many_arguments)]
     pub fn mbarrier_wait(
         &mut self,
         warp: &mut Warp,

@@ -35,7 +35,6 @@ impl Block<'_> {
         Ok(Flow::Retry(Wait::Converge))
     }
 
-    #[allow(clippy::too_many_arguments)]
     pub fn special(&self, warp: &mut Warp, frame: usize, d: u32, which: Special, planes: u8, active: u32) {
         let e = self.env;
         let axis = |v: [u32; 3], a: u8| u64::from(v[a as usize % 3]);
@@ -91,7 +90,6 @@ impl Block<'_> {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
     pub fn cvta(&self, warp: &mut Warp, frame: usize, d: u32, a: u32, space: Space, to: bool, active: u32) {
         let p = &mut warp.frames[frame].planes;
         let w = window(space);

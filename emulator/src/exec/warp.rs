@@ -8,8 +8,6 @@ use super::bulk::Reading;
 use super::copy::PendingCopy;
 use super::lanes::{LANES, Planes};
 use super::wgmma::Flight;
-use crate::check::clocks::Foreign;
-use crate::check::race::Seen;
 use crate::decode::program::{Func, Program};
 
 /// One call of a function by some lanes.
@@ -78,9 +76,6 @@ pub struct Warp {
     pub copies: Vec<PendingCopy>,
     /// Groups of asynchronous copies committed by each lane.
     pub committed: [u32; LANES],
-    /// What a fence made ready to be released, and what was read from flags and awaits a fence.
-    pub released: Option<(Box<Seen>, Foreign)>,
-    pub acquired: Option<(Box<Seen>, Foreign)>,
     /// Bulk copies that still read shared memory, and matrix operations not waited for.
     pub bulk: Vec<Reading>,
     pub bulk_committed: u32,
@@ -125,8 +120,6 @@ impl Warp {
         self.local_init.resize(f.frame_bytes as usize * LANES, 0);
         self.copies.clear();
         self.committed = [0; LANES];
-        self.released = None;
-        self.acquired = None;
         self.bulk.clear();
         self.bulk_committed = 0;
         self.flights.clear();

@@ -147,7 +147,7 @@ pub fn matmul(m: usize, n: usize, k: usize, a: &[f32], b: impl Fn(usize, usize) 
     c
 }
 
-pub fn launch(d: &mut Device, m: &Module, entry: &str, c: LaunchConfig, p: &Params) -> Result<Report, Fault> {
+pub fn launch(d: &mut Device, m: &Module, entry: &str, c: LaunchConfig, p: &Params) -> Result<Report, Box<Fault>> {
     d.launch(m, entry, &c, &p.0)
 }
 
