@@ -510,6 +510,8 @@ pub fn special_register(name: &str) -> Option<Special> {
         "cluster_ctarank" => Special::ClusterCtaRank,
         "cluster_nctarank" => Special::ClusterNCtaRank,
         "is_explicit_cluster" => Special::IsExplicitCluster,
+        "reserved_smem_offset_begin" | "reserved_smem_offset_0" | "reserved_smem_offset_1" => Special::Fixed(0),
+        "reserved_smem_offset_end" | "reserved_smem_offset_cap" => Special::Fixed(SHARED_START),
         _ => return None,
     })
 }

@@ -38,6 +38,8 @@ pub enum Special {
     ClusterCtaRank,
     ClusterNCtaRank,
     IsExplicitCluster,
+    /// A register whose value is the same everywhere.
+    Fixed(u32),
 }
 
 /// `[base + offset]`; `frame` adds the function's own part of local memory.

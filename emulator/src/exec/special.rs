@@ -78,6 +78,7 @@ impl Block<'_> {
                 Special::NClusterId(a) => axis(e.grid, a) / axis(e.cluster, a),
                 Special::ClusterCtaId(a) => axis(self.ctaid, a) % axis(e.cluster, a),
                 Special::ClusterCtaRank => self.rank as u64,
+                Special::Fixed(v) => u64::from(v),
                 Special::IsExplicitCluster => u64::from(self.peers.len() > 1),
                 Special::ClusterNCtaId(a) => axis(e.cluster, a),
                 Special::ClusterNCtaRank => self.peers.len() as u64,

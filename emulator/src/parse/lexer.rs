@@ -121,6 +121,10 @@ impl Lexer<'_> {
             let start = self.at;
             self.at += 1;
             loop {
+                // `.reg.b32` is two directives; an opcode keeps its modifiers.
+                if c == b'.' && self.peek(0) == b'.' {
+                    break;
+                }
                 if continues_word(self.peek(0)) {
                     self.at += 1;
                 } else if self.peek(0) == b':' && self.peek(1) == b':' && continues_word(self.peek(2)) {
