@@ -76,10 +76,48 @@ fn broken(change: impl Fn(&str) -> String) -> FaultKind {
     d.launch(&module, "hopper_matmul", &config, &p).expect_err("a fault").kind
 }
 
+/// Changes the lines that satisfy a condition.
+fn lines(text: &str, which: impl Fn(&str) -> bool, change: impl Fn(&str) -> String) -> String {
+    text.lines().map(|l| if which(l) { change(l) } else { l.to_string() } + "\n").collect()
+}
+
 #[test]
-fn too_many_expected_bytes_never_complete() {
-    let kind = broken(|t| t.replace(", 49152;", ", 49168;").replace("mov.u32 \t%r24, 49152", "mov.u32 \t%r24, 49168"));
-    assert!(matches!(&kind, FaultKind::Deadlock { .. } | FaultKind::Misuse(_)), "{kind}");
+fn too_many_expected_bytes_never_arrive() {
+    let kind = broken(|t| lines(t, |l| l.contains("mov.u32") && l.contains("49152"), |l| l.replace("49152", "49168")));
+    assert!(matches!(&kind, FaultKind::Deadlock { waiting } if waiting.contains("16 bytes missing")), "{kind}");
+}
+
+#[test]
+fn too_few_expected_bytes_are_counted() {
+    let kind = broken(|t| lines(t, |l| l.contains("mov.u32") && l.contains("49152"), |l| l.replace("49152", "49136")));
+    assert!(matches!(&kind, FaultKind::Misuse(text) if text.contains("bytes more")), "{kind}");
+}
+
+#[test]
+fn a_stale_phase_parity_reads_too_early() {
+    // The first wait in the text is the consumers'; 1 is the parity of the phase before the first.
+    let kind = broken(|t| {
+        let at = t.find("mbarrier.try_wait").expect("a wait");
+        let end = at + t[at..].find(';').expect("its end");
+        let comma = at + t[at..end].rfind(',').expect("its parity");
+        format!("{}, 1{}", &t[..comma], &t[end..])
+    });
+    let early = matches!(
+        kind,
+        FaultKind::AsyncNotWaited { .. }
+            | FaultKind::UninitialisedMemory { .. }
+            | FaultKind::Race { .. }
+            | FaultKind::Deadlock { .. }
+    );
+    assert!(early, "{kind}");
+}
+
+#[test]
+fn barriers_used_before_the_cluster_agrees_are_found() {
+    let kind = broken(|t| {
+        t.replacen("barrier.cluster.arrive.aligned;", "", 1).replacen("barrier.cluster.wait.aligned;", "", 1)
+    });
+    assert!(matches!(kind, FaultKind::Misuse(_) | FaultKind::Race { .. }), "{kind}");
 }
 
 #[test]

@@ -65,16 +65,18 @@ macro_rules! int_cmp {
 }
 
 /// `$get` turns an operand and the flush flag into something ordered like the numbers.
+// The formatter moves a macro inside a macro further right each time.
+#[rustfmt::skip]
 macro_rules! float_cmp {
     ($t:ty, $cmp:expr, |$v:ident, $m:ident| $get:expr) => {{
         macro_rules! one {
-                                                (|$a:ident, $b:ident| $e:expr) => {
-                                                    Some(alu!($m |a: $t, b: $t| -> bool {
-                                                        let ($a, $b) = ({ let $v = a; $get }, { let $v = b; $get });
-                                                        $e
-                                                    }))
-                                                };
-                                            }
+            (|$a:ident, $b:ident| $e:expr) => {
+                Some(alu!($m |a: $t, b: $t| -> bool {
+                    let ($a, $b) = ({ let $v = a; $get }, { let $v = b; $get });
+                    $e
+                }))
+            };
+        }
         // Ordered comparisons are false for NaN, so no two of these forms are the same.
         #[allow(clippy::neg_cmp_op_on_partial_ord, clippy::double_comparisons)]
         match $cmp {

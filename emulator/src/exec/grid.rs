@@ -43,7 +43,7 @@ struct Done {
 }
 
 /// Blocks of a communicating kernel that are resident together.
-const RESIDENT: usize = 64;
+const RESIDENT: usize = 256;
 
 pub fn run(l: &Launch) -> Result<Report, Box<Fault>> {
     // What is ordered and handed out are clusters; without clusters each is one block.
