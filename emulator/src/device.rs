@@ -129,7 +129,7 @@ impl Device {
             memory: Global::new(16 << 30),
             loaded: HashSet::new(),
             seed: 0,
-            limit: 1 << 40,
+            limit: 1 << 30,
             numerics: Numerics::default(),
         }
     }
@@ -143,7 +143,8 @@ impl Device {
         self.seed = seed;
     }
 
-    /// Warp instructions after which a launch counts as hanging.
+    /// Warp instructions of one block (of all blocks, if they wait for each other) after which a launch counts as hanging.
+    /// 2^30 at first.
     pub fn set_instruction_limit(&mut self, limit: u64) {
         self.limit = limit;
     }

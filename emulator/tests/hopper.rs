@@ -121,6 +121,12 @@ fn barriers_used_before_the_cluster_agrees_are_found() {
 }
 
 #[test]
+fn a_missing_matrix_fence_is_found() {
+    let kind = broken(|t| t.replace("wgmma.fence.sync.aligned;", ""));
+    assert!(matches!(&kind, FaultKind::Misuse(text) if text.contains("fence")), "{kind}");
+}
+
+#[test]
 fn a_missing_proxy_fence_is_found() {
     let kind = broken(|t| t.replace("fence.proxy.async.shared::cta;", ""));
     assert!(matches!(kind, FaultKind::MissingProxyFence { .. }), "{kind}");

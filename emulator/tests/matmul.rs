@@ -50,6 +50,37 @@ fn tensor_bf16_is_exact_for_tails() {
 }
 
 #[test]
+fn results_and_counters_do_not_depend_on_the_number_of_cores() {
+    let module = module("mma_matmul");
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+        pool.install(|| {
+            let mut d = device();
+            let (m, n, k) = (200, 200, 64);
+            let (pa, pb) =
+                (put(&mut d, &bytes_bf16(&integers(m * k, 3))), put(&mut d, &bytes_bf16(&integers(n * k, 4))));
+            let pc = d.alloc((m * n * 4) as u64).unwrap();
+            let p = Params::new().u64(pa).u64(pb).u64(pc).i32(m as i32).i32(n as i32).i32(k as i32).pad(8);
+            let config = LaunchConfig::new([4, 4, 1], [128, 1, 1]).shared(3 * 8192);
+            let report = launch(&mut d, &module, "mma_matmul", config, &p).unwrap_or_else(|f| panic!("{f}"));
+            (get_f32(&d, pc, m * n), report)
+        })
+    };
+    let one = run(1);
+    assert_eq!(run(2), one);
+    assert_eq!(run(5), one);
+    // A swizzled tile has no bank conflicts beyond those of the copies' own order.
+    assert!(one.1.counters.bank_conflicts * 10 < one.1.counters.shared_wavefronts, "{:?}", one.1.counters);
+}
+
+#[test]
+fn devices_and_modules_can_cross_threads() {
+    fn crosses<T: Send + Sync>() {}
+    crosses::<ptx_emulator::Device>();
+    crosses::<ptx_emulator::Module>();
+}
+
+#[test]
 fn results_depend_neither_on_the_seed_nor_on_the_order_of_additions() {
     let (first, want, _) = tensor(96, 96, 64, 0, Numerics::Ascending);
     assert_eq!(first, want);

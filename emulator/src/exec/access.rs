@@ -397,7 +397,9 @@ impl Block<'_> {
         self.count_shared(a, mask, bytes);
         let me = warp.id;
         for l in lanes(mask) {
-            if let Some((rank, offset)) = self.remote(a[l], bytes, l, false)? {
+            if a[l] >> 24 != 0
+                && let Some((rank, offset)) = self.remote(a[l], bytes, l, false)?
+            {
                 for e in 0..m.count as usize {
                     let v = self.shared_of(rank).read(offset + elem * e as u32, elem.min(8));
                     put(&mut warp.frames[frame].planes, m, e, l, v);
@@ -441,7 +443,9 @@ impl Block<'_> {
         self.count_shared(a, mask, bytes);
         let me = warp.id;
         for l in lanes(mask) {
-            if let Some((rank, offset)) = self.remote(a[l], bytes, l, true)? {
+            if a[l] >> 24 != 0
+                && let Some((rank, offset)) = self.remote(a[l], bytes, l, true)?
+            {
                 for e in 0..m.count as usize {
                     let v = get(&warp.frames[frame].planes, m, e, l);
                     self.shared_of(rank).write(offset + elem * e as u32, elem.min(8), v);

@@ -135,7 +135,7 @@ impl Block<'_> {
             Hopper::BulkCommit => warp.bulk_committed += 1,
             // With `.read` or without, the source is free; the destination was written when the copy was issued.
             Hopper::BulkWait { pending } => self.bulk_wait(warp, *pending, pc),
-            Hopper::WgFence => {}
+            Hopper::WgFence => warp.wg_fenced = true,
             Hopper::WgCommit => self.wg_committed[warp.id] += 1,
             Hopper::WgWait { pending } => return Ok(self.wgmma_wait(warp, frame, *pending)),
             Hopper::Wgmma(w) => return self.wgmma(warp, gi, w, active, pc),

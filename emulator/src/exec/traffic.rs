@@ -26,6 +26,14 @@ pub fn sectors(addresses: &[u64; 32], active: u32, bytes: u32) -> u64 {
 ///
 /// A wavefront serves 32 banks of 4 bytes. Accesses of 8 bytes go in two halves of the warp, of 16 bytes in four quarters.
 pub fn wavefronts(offsets: &[u32; 32], active: u32, bytes: u32) -> (u64, u64) {
+    // The two commonest patterns: consecutive words, and one word for all.
+    if bytes == 4 && active == u32::MAX {
+        let first = offsets[0];
+        let consecutive = offsets.iter().enumerate().all(|(l, &o)| o == first.wrapping_add(4 * l as u32));
+        if consecutive || offsets.iter().all(|&o| o == first) {
+            return (1, 0);
+        }
+    }
     let words = bytes.div_ceil(4).max(1);
     let parts = words.clamp(1, 4);
     let width = 32 / parts;

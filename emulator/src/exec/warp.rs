@@ -80,6 +80,8 @@ pub struct Warp {
     pub bulk: Vec<Reading>,
     pub bulk_committed: u32,
     pub flights: Vec<Flight>,
+    /// A `wgmma.fence` was executed.
+    pub wg_fenced: bool,
     /// Planes of the accumulators in flight, as bits; empty when there are none.
     flying: Vec<u64>,
     flying_frame: usize,
@@ -123,6 +125,7 @@ impl Warp {
         self.bulk.clear();
         self.bulk_committed = 0;
         self.flights.clear();
+        self.wg_fenced = false;
         self.flying.clear();
         self.executed = 0;
         self.pc = f.start;

@@ -118,6 +118,9 @@ impl Block<'_> {
         if self.warps.len() < (warp.id / 4 + 1) * 4 {
             return stop(FaultKind::Misuse("a warpgroup needs four warps".into()), Some(0));
         }
+        if !warp.wg_fenced {
+            return stop(FaultKind::Misuse("wgmma without a wgmma.fence before it".into()), Some(0));
+        }
         self.counters.tensor_macs += (16 * w.n * w.k) as u64;
         let frame = warp.groups[gi].frame as usize;
         let bits = elem_bits(w.a_elem);
