@@ -54,26 +54,30 @@ fn the_hopper_product_is_exact() {
     }
 }
 
-/// The same kernel with one thing wrong, by changing its PTX.
-fn broken(change: impl Fn(&str) -> String) -> FaultKind {
+/// The same kernel with one thing wrong, by changing its PTX: the fault must satisfy the condition for every seed.
+fn broken(change: impl Fn(&str) -> String, expected: impl Fn(&FaultKind) -> bool) {
     let text = ptx("hopper_matmul", "compute_90a");
     let changed = change(&text);
     assert_ne!(text, changed, "the change applies");
     let module = Module::parse(&changed).unwrap_or_else(|e| panic!("{e}"));
-    let mut d = Device::new(Arch::Sm90a);
-    d.set_instruction_limit(3_000_000);
     let (m, n, k) = (256, 256, 512);
-    let pa = put(&mut d, &bytes_bf16(&signs(m * k, 5)));
-    let pb = put(&mut d, &bytes_bf16(&signs(n * k, 6)));
-    let pc = d.alloc((m * n * 2) as u64).unwrap();
-    let mut p = Vec::new();
-    for (address, rows, cols, tile) in [(pa, m, k, [64, 128]), (pb, n, k, [64, 128]), (pc, m, n, [64, 64])] {
-        p.extend(map(address, rows, cols, tile).to_bytes());
+    let (a, b) = (bytes_bf16(&signs(m * k, 5)), bytes_bf16(&signs(n * k, 6)));
+    for seed in 0..10 {
+        let mut d = Device::new(Arch::Sm90a);
+        d.set_seed(seed);
+        d.set_instruction_limit(3_000_000);
+        let (pa, pb) = (put(&mut d, &a), put(&mut d, &b));
+        let pc = d.alloc((m * n * 2) as u64).unwrap();
+        let mut p = Vec::new();
+        for (address, rows, cols, tile) in [(pa, m, k, [64, 128]), (pb, n, k, [64, 128]), (pc, m, n, [64, 64])] {
+            p.extend(map(address, rows, cols, tile).to_bytes());
+        }
+        p.extend((k as i32).to_le_bytes());
+        p.resize(p.len().next_multiple_of(128), 0);
+        let config = LaunchConfig::new([2, 1, 1], [384, 1, 1]).cluster([2, 1, 1]).shared(SHARED);
+        let fault = d.launch(&module, "hopper_matmul", &config, &p).expect_err("a fault");
+        assert!(expected(&fault.kind), "seed {seed}: {fault}");
     }
-    p.extend((k as i32).to_le_bytes());
-    p.resize(p.len().next_multiple_of(128), 0);
-    let config = LaunchConfig::new([2, 1, 1], [384, 1, 1]).cluster([2, 1, 1]).shared(SHARED);
-    d.launch(&module, "hopper_matmul", &config, &p).expect_err("a fault").kind
 }
 
 /// Changes the lines that satisfy a condition.
@@ -83,73 +87,74 @@ fn lines(text: &str, which: impl Fn(&str) -> bool, change: impl Fn(&str) -> Stri
 
 #[test]
 fn too_many_expected_bytes_never_arrive() {
-    let kind = broken(|t| lines(t, |l| l.contains("mov.u32") && l.contains("49152"), |l| l.replace("49152", "49168")));
-    assert!(matches!(&kind, FaultKind::Deadlock { waiting } if waiting.contains("16 bytes missing")), "{kind}");
+    let change = |t: &str| lines(t, |l| l.contains("mov.u32") && l.contains("49152"), |l| l.replace("49152", "49168"));
+    broken(change, |kind| matches!(kind, FaultKind::Deadlock { waiting } if waiting.contains("16 bytes missing")));
 }
 
 #[test]
 fn too_few_expected_bytes_are_counted() {
-    let kind = broken(|t| lines(t, |l| l.contains("mov.u32") && l.contains("49152"), |l| l.replace("49152", "49136")));
-    assert!(matches!(&kind, FaultKind::Misuse(text) if text.contains("bytes more")), "{kind}");
+    let change = |t: &str| lines(t, |l| l.contains("mov.u32") && l.contains("49152"), |l| l.replace("49152", "49136"));
+    broken(change, |kind| matches!(kind, FaultKind::Misuse(text) if text.contains("bytes more")));
 }
 
 #[test]
 fn a_stale_phase_parity_reads_too_early() {
     // The first wait in the text is the consumers'; 1 is the parity of the phase before the first.
-    let kind = broken(|t| {
+    let change = |t: &str| {
         let at = t.find("mbarrier.try_wait").expect("a wait");
         let end = at + t[at..].find(';').expect("its end");
         let comma = at + t[at..end].rfind(',').expect("its parity");
         format!("{}, 1{}", &t[..comma], &t[end..])
+    };
+    broken(change, |kind| {
+        matches!(
+            kind,
+            FaultKind::AsyncNotWaited { .. }
+                | FaultKind::UninitialisedMemory { .. }
+                | FaultKind::Race { .. }
+                | FaultKind::Deadlock { .. }
+        )
     });
-    let early = matches!(
-        kind,
-        FaultKind::AsyncNotWaited { .. }
-            | FaultKind::UninitialisedMemory { .. }
-            | FaultKind::Race { .. }
-            | FaultKind::Deadlock { .. }
-    );
-    assert!(early, "{kind}");
 }
 
 #[test]
 fn barriers_used_before_the_cluster_agrees_are_found() {
-    let kind = broken(|t| {
-        t.replacen("barrier.cluster.arrive.aligned;", "", 1).replacen("barrier.cluster.wait.aligned;", "", 1)
-    });
-    assert!(matches!(kind, FaultKind::Misuse(_) | FaultKind::Race { .. }), "{kind}");
+    let change =
+        |t: &str| t.replacen("barrier.cluster.arrive.aligned;", "", 1).replacen("barrier.cluster.wait.aligned;", "", 1);
+    broken(change, |kind| matches!(kind, FaultKind::Misuse(_) | FaultKind::Race { .. }));
 }
 
 #[test]
 fn a_missing_matrix_fence_is_found() {
-    let kind = broken(|t| t.replace("wgmma.fence.sync.aligned;", ""));
-    assert!(matches!(&kind, FaultKind::Misuse(text) if text.contains("fence")), "{kind}");
+    let change = |t: &str| t.replace("wgmma.fence.sync.aligned;", "");
+    broken(change, |kind| matches!(kind, FaultKind::Misuse(text) if text.contains("fence")));
 }
 
 #[test]
 fn a_missing_proxy_fence_is_found() {
-    let kind = broken(|t| t.replace("fence.proxy.async.shared::cta;", ""));
-    assert!(matches!(kind, FaultKind::MissingProxyFence { .. }), "{kind}");
+    let change = |t: &str| t.replace("fence.proxy.async.shared::cta;", "");
+    broken(change, |kind| matches!(kind, FaultKind::MissingProxyFence { .. }));
 }
 
 #[test]
 fn accumulators_in_flight_are_out_of_reach() {
-    let kind = broken(|t| t.replace("wgmma.wait_group.sync.aligned 0;", ""));
-    assert!(matches!(kind, FaultKind::RegisterInFlight { .. } | FaultKind::AsyncOverwrite { .. }), "{kind}");
+    let change = |t: &str| t.replace("wgmma.wait_group.sync.aligned 0;", "");
+    broken(change, |kind| matches!(kind, FaultKind::RegisterInFlight { .. } | FaultKind::AsyncOverwrite { .. }));
 }
 
 #[test]
 fn a_barrier_left_out_before_the_store_is_a_race() {
-    let kind = broken(|t| {
+    let change = |t: &str| {
         let at = t.find("bar.sync ").expect("a named barrier");
         let end = at + t[at..].find(';').expect("its end");
         format!("{}{}", &t[..at], &t[end + 1..])
+    };
+    broken(change, |kind| {
+        matches!(
+            kind,
+            FaultKind::Race { .. } | FaultKind::UninitialisedMemory { .. } | FaultKind::MissingProxyFence { .. }
+        )
     });
-    let found = matches!(
-        kind,
-        FaultKind::Race { .. } | FaultKind::UninitialisedMemory { .. } | FaultKind::MissingProxyFence { .. }
-    );
-    assert!(found, "{kind}");
 }
 
 #[test]
