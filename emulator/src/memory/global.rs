@@ -192,9 +192,32 @@ pub struct View {
     shift: u32,
 }
 
+/// Last accesses, in pages made when they are first touched: a launch pays for what it reaches, and data that is only read has
+/// no record of writes.
+#[derive(Default)]
+struct Table(Vec<OnceLock<Box<[AtomicU64]>>>);
+
+const PAGE: usize = 1024;
+
+impl Table {
+    fn new(granules: usize) -> Table {
+        Table((0..granules.div_ceil(PAGE)).map(|_| OnceLock::new()).collect())
+    }
+
+    #[inline]
+    fn get(&self, g: usize) -> Option<&AtomicU64> {
+        self.0[g / PAGE].get().map(|p| &p[g % PAGE])
+    }
+
+    #[inline]
+    fn make(&self, g: usize) -> &AtomicU64 {
+        &self.0[g / PAGE].get_or_init(|| (0..PAGE).map(|_| AtomicU64::new(0)).collect())[g % PAGE]
+    }
+}
+
 struct Shadow {
-    writes: Vec<AtomicU64>,
-    reads: Vec<AtomicU64>,
+    writes: Table,
+    reads: Table,
 }
 
 /// Packed access: block + 1 (24 bits), warp (6), clock (18), instruction (16).
@@ -269,8 +292,7 @@ impl View {
     fn shadow(&self, i: usize) -> &Shadow {
         self.shadows[i].get_or_init(|| {
             let n = (self.allocations[i].len >> self.shift) as usize + 1;
-            let zeros = || (0..n).map(|_| AtomicU64::new(0)).collect();
-            Shadow { writes: zeros(), reads: zeros() }
+            Shadow { writes: Table::new(n), reads: Table::new(n) }
         })
     }
 
@@ -293,7 +315,8 @@ impl View {
         let s = self.shadow(i);
         let mine = pack(a);
         for g in (offset >> self.shift) as usize..=((offset + u64::from(bytes) - 1) >> self.shift) as usize {
-            let old = s.reads[g].load(Relaxed);
+            let slot = s.reads.make(g);
+            let old = slot.load(Relaxed);
             if old >> 40 != MANY_BLOCKS {
                 let block = old >> 40;
                 let new = if old == 0 || block == a.block + 1 {
@@ -310,13 +333,13 @@ impl View {
                 if new != old {
                     // A swap, not a store: with the reader's and the writer's sides both sequentially consistent, one of
                     // two racing blocks sees the other.
-                    let seen = s.reads[g].swap(new, SeqCst);
+                    let seen = slot.swap(new, SeqCst);
                     if seen != old && seen >> 40 != a.block + 1 && seen != 0 {
-                        s.reads[g].store(MANY_BLOCKS << 40, SeqCst);
+                        slot.store(MANY_BLOCKS << 40, SeqCst);
                     }
                 }
             }
-            let w = s.writes[g].load(SeqCst);
+            let w = s.writes.get(g).map_or(0, |w| w.load(SeqCst));
             if w != 0 && !(a.atomic && w & 1 == 1) && !self.ordered(w, a) {
                 return Err(unpack(w, true));
             }
@@ -329,11 +352,12 @@ impl View {
         let s = self.shadow(i);
         let mine = pack(a);
         for g in (offset >> self.shift) as usize..=((offset + u64::from(bytes) - 1) >> self.shift) as usize {
-            let old = if s.writes[g].load(Relaxed) == mine { mine } else { s.writes[g].swap(mine, SeqCst) };
+            let slot = s.writes.make(g);
+            let old = if slot.load(Relaxed) == mine { mine } else { slot.swap(mine, SeqCst) };
             if old != 0 && old != mine && !(a.atomic && old & 1 == 1) && !self.ordered(old, a) {
                 return Err(unpack(old, true));
             }
-            let r = s.reads[g].load(SeqCst);
+            let r = s.reads.get(g).map_or(0, |r| r.load(SeqCst));
             if r == 0 || (a.atomic && r & 1 == 1) {
                 continue;
             }
