@@ -136,6 +136,10 @@ impl TensorMap {
         if nan_fill && !matches!(ty, TensorType::F16 | TensorType::F32 | TensorType::F64 | TensorType::Bf16) {
             return no("only float elements can be filled with NaN".into());
         }
+        let total = tile.iter().fold(u64::from(ty.bytes()), |n, b| n.saturating_mul(u64::from(*b)));
+        if total > 256 << 10 {
+            return no(format!("a box of {total} bytes does not fit shared memory"));
+        }
         Ok(TensorMap {
             ty,
             address,
@@ -181,16 +185,14 @@ impl TensorMap {
         if !(1..=5).contains(&rank) {
             return None;
         }
-        Some(TensorMap {
-            ty: *TensorType::ALL.get(usize::from(b[4]))?,
-            address: word(8),
-            dims: (0..rank).map(|i| word(16 + 8 * i)).collect(),
-            strides: (0..rank - 1).map(|i| word(56 + 8 * i)).collect(),
-            tile: (0..rank).map(|i| u32::from(b[88 + 2 * i]) | u32::from(b[89 + 2 * i]) << 8).collect(),
-            steps: (0..rank).map(|i| u32::from(b[98 + i]).max(1)).collect(),
-            swizzle: *[Swizzle::None, Swizzle::B32, Swizzle::B64, Swizzle::B128].get(usize::from(b[6]))?,
-            nan_fill: b[7] != 0,
-        })
+        let ty = *TensorType::ALL.get(usize::from(b[4]))?;
+        let dims: Vec<u64> = (0..rank).map(|i| word(16 + 8 * i)).collect();
+        let strides: Vec<u64> = (0..rank - 1).map(|i| word(56 + 8 * i)).collect();
+        let tile: Vec<u32> = (0..rank).map(|i| u32::from(b[88 + 2 * i]) | u32::from(b[89 + 2 * i]) << 8).collect();
+        let steps: Vec<u32> = (0..rank).map(|i| u32::from(b[98 + i])).collect();
+        let swizzle = *[Swizzle::None, Swizzle::B32, Swizzle::B64, Swizzle::B128].get(usize::from(b[6]))?;
+        // Bytes from anywhere: what could not have been encoded is no tensor map.
+        TensorMap::tiled(ty, word(8), &dims, &strides, &tile, &steps, swizzle, b[7] != 0).ok()
     }
 
     /// Elements of the box along each dimension, element strides counted.

@@ -106,3 +106,31 @@ fn launches_beyond_the_limits_are_refused() {
     refused(&mut d, "trapped", LaunchConfig::new([0, 1, 1], [32, 1, 1]), 20);
     refused(&mut d, "trapped", LaunchConfig::new([1, 70000, 1], [32, 1, 1]), 20);
 }
+
+/// Addresses at the ends of the address space are faults, not panics.
+#[test]
+fn extreme_addresses_are_out_of_bounds() {
+    for (access, wide) in [
+        ("ld.global.v4.u32 {%r1, %r2, %r3, %r4}, [%rd1];", true),
+        ("st.global.u32 [%rd1], %r1;", true),
+        ("ld.u64 %rd2, [%rd1];", true),
+        ("ld.shared.u64 %rd2, [%rd1];", true),
+        ("ld.const.u32 %r2, [%rd1];", true),
+        ("ld.local.u32 %r2, [%rd1];", true),
+        ("atom.shared.add.u32 %r2, [%r5], %r1;", false),
+        ("atom.global.add.u32 %r2, [%rd1], %r1;", true),
+        ("cp.async.ca.shared.global [%r5], [%rd1], 4;", false),
+    ] {
+        for address in [0u64, u64::MAX - 15, u64::MAX - 3, 1 << 63, 0x0100_0000_0000_0000, 0xFFFF_FFF0] {
+            let address = if wide { address & !15 } else { address & 0xFFFF_FFF0 };
+            let text = format!(
+                ".version 9.0\n.target sm_80\n.address_size 64\n.entry k() {{ .reg .b32 %r<9>; .reg .b64 %rd<9>;
+.shared .b32 s; mov.u32 %r1, 1; mov.u64 %rd1, {address}; cvt.u32.u64 %r5, %rd1;\n{access} ret; }}"
+            );
+            let module = Module::parse(&text).unwrap_or_else(|e| panic!("{access}: {e}"));
+            let f = launch(&mut device(), &module, "k", LaunchConfig::new([1; 3], [1; 3]), &Params::new())
+                .expect_err("out of bounds");
+            assert!(matches!(f.kind, FaultKind::OutOfBounds { .. }), "{access} {address:#x}: {f}");
+        }
+    }
+}

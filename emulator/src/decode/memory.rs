@@ -303,7 +303,10 @@ pub fn hint(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
 /// `createpolicy`: a cache policy is an opaque value.
 pub fn policy(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
     while m.next().is_some() {}
-    let d = c.dst(&inst.operands[0], Ty::B64)?;
+    let Some(d) = inst.operands.first() else {
+        return c.err("createpolicy has no destination");
+    };
+    let d = c.dst(d, Ty::B64)?;
     let zero = c.constant(0, 2);
     c.alu(crate::exec::lanes::alu!(|a: u64| -> u64 { a }), &[d], &[zero], 0, Kind::Other);
     Ok(())

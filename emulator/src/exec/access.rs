@@ -305,7 +305,8 @@ impl Block<'_> {
         if address & u64::from(bytes - 1) != 0 {
             return stop(FaultKind::Misaligned { memory: Memory::Shared, address, bytes, write }, Some(lane));
         }
-        if address < u64::from(SHARED_START) || address + u64::from(bytes) > self.shared.data.len() as u64 {
+        if address < u64::from(SHARED_START) || address.saturating_add(u64::from(bytes)) > self.shared.data.len() as u64
+        {
             return stop(FaultKind::OutOfBounds { memory: Memory::Shared, address, bytes, write }, Some(lane));
         }
         Ok(address as u32)

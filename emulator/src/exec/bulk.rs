@@ -109,7 +109,7 @@ impl Block<'_> {
         lane: usize,
         pc: u32,
     ) -> Step<()> {
-        if size == 0 || size % 16 != 0 || dst % 16 != 0 || src % 16 != 0 {
+        if size == 0 || size > 1 << 20 || size % 16 != 0 || dst % 16 != 0 || src % 16 != 0 {
             return misuse(
                 format!("a bulk copy of {size} bytes from {src:#x} to {dst:#x}: all must be multiples of 16"),
                 lane,
@@ -137,7 +137,7 @@ impl Block<'_> {
     ) -> Step<()> {
         let (rank, offset) = self.resolve_shared(dst, lane)?;
         let (_, mbar) = self.resolve_shared(mbar, lane)?;
-        if size == 0 || size % 16 != 0 || dst % 16 != 0 || src % 16 != 0 {
+        if size == 0 || size > 1 << 20 || size % 16 != 0 || dst % 16 != 0 || src % 16 != 0 {
             return misuse(format!("a bulk copy of {size} bytes: sizes and addresses must be multiples of 16"), lane);
         }
         let data = self.async_read(warp, (src & 0xFF_FFFF) as u32, size, lane, pc)?;
@@ -214,7 +214,7 @@ impl Block<'_> {
         lane: usize,
         pc: u32,
     ) -> Step<()> {
-        if size == 0 || size % 16 != 0 || dst % 16 != 0 || src % 16 != 0 {
+        if size == 0 || size > 1 << 20 || size % 16 != 0 || dst % 16 != 0 || src % 16 != 0 {
             return misuse(
                 format!("a bulk copy of {size} bytes from {src:#x} to {dst:#x}: all must be multiples of 16"),
                 lane,

@@ -149,12 +149,12 @@ impl Block<'_> {
             let Some(kind) = chars.next() else { break };
             let wide = long > 0 || matches!(kind, 'f' | 'F' | 'e' | 'E' | 'g' | 'G' | 'p' | 's');
             let n: u64 = if wide { 8 } else { 4 };
-            at = at.next_multiple_of(n);
+            at = at.checked_next_multiple_of(n).unwrap_or(0);
             let mut raw = 0;
             for i in (0..n).rev() {
-                raw = raw << 8 | u64::from(self.byte(warp, lane, at + i).unwrap_or(0));
+                raw = raw << 8 | u64::from(self.byte(warp, lane, at.wrapping_add(i)).unwrap_or(0));
             }
-            at += n;
+            at = at.wrapping_add(n);
             let signed = if wide { raw as i64 } else { i64::from(raw as i32) };
             let float = f64::from_bits(raw);
             let mut s = String::new();

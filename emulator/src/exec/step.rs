@@ -208,7 +208,7 @@ impl Block<'_> {
             Op::Alu { f, x } => f(&mut warp.frames[frame].planes, x, active),
             Op::Special { d, which, planes } => self.special(warp, frame, *d, *which, *planes, active),
             Op::FrameAddress { d, offset, .. } => {
-                let v = u64::from(warp.frames[frame].base + offset);
+                let v = u64::from(warp.frames[frame].base.wrapping_add(*offset));
                 for l in super::warp::lanes(active) {
                     warp.frames[frame].planes.set_u64(*d, l, v);
                 }

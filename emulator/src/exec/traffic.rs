@@ -8,7 +8,7 @@ pub fn sectors(addresses: &[u64; 32], active: u32, bytes: u32) -> u64 {
     let mut n = 0usize;
     for l in lanes(active) {
         let first = addresses[l] >> 5;
-        let last = (addresses[l] + u64::from(bytes) - 1) >> 5;
+        let last = addresses[l].wrapping_add(u64::from(bytes) - 1) >> 5;
         for s in first..=last {
             if n > 0 && found[n - 1] == s {
                 continue;

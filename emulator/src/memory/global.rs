@@ -274,7 +274,7 @@ impl View {
     /// The allocation that holds an address.
     #[inline]
     pub fn locate(&self, address: u64, bytes: u64, hint: &mut usize) -> Option<usize> {
-        let fits = |a: &Allocation| address >= a.base && address.wrapping_add(bytes) <= a.base + a.len;
+        let fits = |a: &Allocation| address >= a.base && address.saturating_add(bytes) <= a.base + a.len;
         if let Some(a) = self.allocations.get(*hint)
             && fits(a)
         {
