@@ -105,6 +105,7 @@ pub fn norm(got: &[f64], want: &[f64], cols: usize, limit: f64) -> Outcome {
     let total: f64 = want.iter().map(|w| w * w).sum();
     let mut see = |at: usize, (error, size): (f64, f64), mean: f64| {
         let relative = (error / size.max(mean).max(f64::MIN_POSITIVE)).sqrt();
+        // Once NaN, always NaN.
         if relative > out.error || relative.is_nan() {
             out.error = relative;
             out.worst = Some((at, got[at], want[at]));
@@ -171,5 +172,8 @@ mod tests {
         );
         assert!(!ratio(&nan, &want, &want, 3.0, DType::F32).ok());
         assert!(!norm(&nan, &want, 2, 1.0).ok() && !norm(&want[..1], &want, 2, 1.0).ok());
+        // A NaN that right rows and columns follow.
+        let (want, nan) = ([1.0, 2.0, 3.0, 4.0], [f64::NAN, 2.0, 3.0, 4.0]);
+        assert!(!norm(&nan, &want, 2, 1.0).ok());
     }
 }

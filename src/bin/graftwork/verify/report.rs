@@ -122,7 +122,7 @@ impl Report {
                 summary.checks.push(row.check);
             }
             let share = row.error / row.limit;
-            if row.limit > 0.0 && !(share <= summary.worst) {
+            if row.limit > 0.0 && (share > summary.worst || share.is_nan()) {
                 summary.worst = share;
             }
         }
