@@ -56,6 +56,9 @@ pub enum Error {
     #[error("launch of {kernel} refused: {reason}")]
     Launch { kernel: &'static str, reason: String },
 
+    #[error("the emulator stopped at {place}: {report}")]
+    Emulated { place: &'static str, report: String },
+
     #[error("{device} records launches and runs none, so `{op}` has no values to read")]
     NotExecuted { device: String, op: &'static str },
 

@@ -6,6 +6,8 @@
 mod buffer;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "emulator")]
+mod emulated;
 mod gemm;
 mod host;
 pub mod launch;
@@ -90,13 +92,30 @@ impl Device {
         }
     }
 
-    /// `cpu`, `cuda`, `cuda:N` or `trace`, as on the command line.
+    /// A device that runs the kernels' PTX on the CPU, strictly and slowly: `arch` is `sm_80` or `sm_90a`.
+    ///
+    /// # Errors
+    /// [`Error::KernelsMissing`] when this build has none, [`Error::Unsupported`] without the feature `emulator`.
+    pub fn emulated(arch: &str) -> Result<Self> {
+        #[cfg(feature = "emulator")]
+        return Ok(Device::with_launcher(Box::new(emulated::Emulated::new(arch)?)));
+        #[cfg(not(feature = "emulator"))]
+        return Err(Error::Unsupported {
+            op: "device",
+            what: format!("emulated:{arch} asked of a build without the emulator"),
+            hint: "build with the feature `emulator`".into(),
+        });
+    }
+
+    /// `cpu`, `cuda`, `cuda:N`, `emulated`, `emulated:ARCH` or `trace`, as on the command line.
     pub fn parse(text: &str) -> Result<Self> {
-        let accepted = "cpu, cuda, cuda:N or trace";
+        let accepted = "cpu, cuda, cuda:N, emulated, emulated:sm_80, emulated:sm_90a or trace";
         match text.split_once(':') {
             None if text == "cpu" => Ok(Device::cpu()),
             None if text == "cuda" => Device::cuda(0),
             None if text == "trace" => Ok(Device::trace(80)),
+            None if text == "emulated" => Device::emulated("sm_80"),
+            Some(("emulated", arch)) => Device::emulated(arch),
             Some(("cuda", n)) => Device::cuda(n.parse().map_err(|_| Error::value("device", "name", accepted, text))?),
             _ => Err(Error::value("device", "name", accepted, text)),
         }

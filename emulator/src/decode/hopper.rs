@@ -1,0 +1,487 @@
+//! Instructions that exist from sm_90 on: mbarriers, bulk and tensor copies, `wgmma`, clusters.
+
+use super::context::{Context, Res};
+use super::matrix::{elem, elem_bits};
+use super::mods::Mods;
+use super::program::*;
+use crate::parse::ast::{Inst, Operand, Ty};
+
+#[derive(Debug, Clone)]
+pub enum Hopper {
+    /// `griddepcontrol`: launches run one after another here, so both forms are already satisfied.
+    GridDependency,
+    /// `setmaxnreg`: register counts change no result.
+    SetMaxNreg,
+    MbarInit {
+        addr: Addr,
+        count: u32,
+    },
+    MbarInval {
+        addr: Addr,
+    },
+    MbarArrive {
+        d: u32,
+        addr: Addr,
+        count: u32,
+        expect: u32,
+        drop: bool,
+        release: bool,
+    },
+    MbarExpect {
+        addr: Addr,
+        tx: u32,
+    },
+    MbarComplete {
+        addr: Addr,
+        tx: u32,
+    },
+    MbarWait {
+        d: u32,
+        addr: Addr,
+        state: u32,
+        parity: bool,
+        blocking: bool,
+        acquire: bool,
+    },
+    MbarPending {
+        d: u32,
+        a: u32,
+    },
+    CpAsyncArrive {
+        addr: Addr,
+        noinc: bool,
+    },
+    BulkLoad {
+        dst: Addr,
+        src: Addr,
+        size: u32,
+        mbar: Addr,
+        mask: u32,
+    },
+    BulkPeer {
+        dst: Addr,
+        src: Addr,
+        size: u32,
+        mbar: Addr,
+    },
+    BulkStore {
+        dst: Addr,
+        src: Addr,
+        size: u32,
+        reduce: Option<(AtomOp, Ty)>,
+    },
+    TensorLoad {
+        dst: Addr,
+        map: Addr,
+        coords: Vec<u32>,
+        mbar: Addr,
+        mask: u32,
+    },
+    TensorStore {
+        map: Addr,
+        coords: Vec<u32>,
+        src: Addr,
+        reduce: Option<AtomOp>,
+    },
+    BulkCommit,
+    BulkWait {
+        pending: u32,
+    },
+    WgFence,
+    WgCommit,
+    WgWait {
+        pending: u32,
+    },
+    Wgmma(Box<Wgmma>),
+    Mapa {
+        d: u32,
+        a: u32,
+        b: u32,
+        planes: u8,
+        generic: bool,
+    },
+    CtaRank {
+        d: u32,
+        a: u32,
+        planes: u8,
+    },
+    ClusterArrive,
+    ClusterWait,
+}
+
+#[derive(Debug, Clone)]
+pub struct Wgmma {
+    pub n: usize,
+    pub k: usize,
+    pub a_elem: Elem,
+    pub b_elem: Elem,
+    pub acc: Acc,
+    pub satfinite: bool,
+    pub d: Vec<u32>,
+    /// A in registers, or one descriptor.
+    pub a: Vec<u32>,
+    pub a_descriptor: bool,
+    pub b: u32,
+    /// Predicate: false makes D = A·B.
+    pub scale_d: u32,
+    pub negate_a: bool,
+    pub negate_b: bool,
+    /// A is M-major, B is N-major.
+    pub trans_a: bool,
+    pub trans_b: bool,
+}
+
+fn emit(c: &mut Context, h: Hopper, kind: Kind) -> Res<()> {
+    c.needs_sm90 = true;
+    c.emit(Op::Hopper(Box::new(h)), kind);
+    Ok(())
+}
+
+fn operand<'i>(c: &Context, inst: &'i Inst, i: usize) -> Res<&'i Operand> {
+    match inst.operands.get(i) {
+        Some(o) => Ok(o),
+        None => c.err(format!("`{}` has too few operands", inst.opcode)),
+    }
+}
+
+fn addr(c: &mut Context, inst: &Inst, i: usize) -> Res<Addr> {
+    let o = operand(c, inst, i)?.clone();
+    Ok(c.address(&o)?.0)
+}
+
+fn scopes(m: &mut Mods) {
+    for s in ["cta", "cluster", "shared", "shared::cta", "shared::cluster", "b64"] {
+        m.has(s);
+    }
+}
+
+pub fn mbarrier(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
+    if m.has("init") {
+        scopes(m);
+        let addr = addr(c, inst, 0)?;
+        let count = c.src(operand(c, inst, 1)?, Ty::U32)?;
+        return emit(c, Hopper::MbarInit { addr, count }, Kind::Barrier);
+    }
+    if m.has("inval") {
+        scopes(m);
+        let addr = addr(c, inst, 0)?;
+        return emit(c, Hopper::MbarInval { addr }, Kind::Barrier);
+    }
+    if m.has("pending_count") {
+        scopes(m);
+        let a = c.src(operand(c, inst, 1)?, Ty::B64)?;
+        let d = c.dst(operand(c, inst, 0)?, Ty::U32)?;
+        return emit(c, Hopper::MbarPending { d, a }, Kind::Barrier);
+    }
+    let (test, blocking) = (m.has("test_wait"), m.has("try_wait"));
+    if test || blocking {
+        let parity = m.has("parity");
+        let acquire = !m.has("relaxed");
+        m.has("acquire");
+        scopes(m);
+        let addr = addr(c, inst, 1)?;
+        let state = c.src(operand(c, inst, 2)?, if parity { Ty::U32 } else { Ty::B64 })?;
+        if let Some(hint) = inst.operands.get(3) {
+            c.src(hint, Ty::U32)?;
+        }
+        let d = c.dst(operand(c, inst, 0)?, Ty::Pred)?;
+        return emit(c, Hopper::MbarWait { d, addr, state, parity, blocking, acquire }, Kind::Barrier);
+    }
+    let (arrive, drop) = (m.has("arrive"), m.has("arrive_drop"));
+    if arrive || drop {
+        let expect_tx = m.has("expect_tx");
+        m.has("noComplete");
+        let release = !m.has("relaxed");
+        m.has("release");
+        scopes(m);
+        // Without a destination the address comes first.
+        let first = matches!(inst.operands.first(), Some(Operand::Address(..)));
+        let at = usize::from(!first);
+        let addr = addr(c, inst, at)?;
+        let extra = match inst.operands.get(at + 1) {
+            Some(o) => c.src(o, Ty::U32)?,
+            None => NONE,
+        };
+        if expect_tx && extra == NONE {
+            return c.err("expect_tx needs a byte count");
+        }
+        let d = match inst.operands.first() {
+            Some(o @ Operand::Name(_)) => c.dst(o, Ty::B64)?,
+            _ => NONE,
+        };
+        let (count, expect) = if expect_tx { (NONE, extra) } else { (extra, NONE) };
+        return emit(c, Hopper::MbarArrive { d, addr, count, expect, drop, release }, Kind::Barrier);
+    }
+    let (expect, complete) = (m.has("expect_tx"), m.has("complete_tx"));
+    if expect || complete {
+        m.has("relaxed");
+        scopes(m);
+        let addr = addr(c, inst, 0)?;
+        let tx = c.src(operand(c, inst, 1)?, Ty::U32)?;
+        let h = if expect { Hopper::MbarExpect { addr, tx } } else { Hopper::MbarComplete { addr, tx } };
+        return emit(c, h, Kind::Barrier);
+    }
+    c.err(format!("unknown instruction `{}`", inst.opcode))
+}
+
+/// The bulk forms of `cp.async`, `cp.reduce.async`; `.async` is consumed.
+pub fn bulk(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
+    if m.has("commit_group") {
+        return emit(c, Hopper::BulkCommit, Kind::Async);
+    }
+    if m.has("wait_group") {
+        m.has("read");
+        let Operand::Int(n) = *operand(c, inst, 0)? else {
+            return c.err("the number of groups must be a constant");
+        };
+        return emit(c, Hopper::BulkWait { pending: n.min(1 << 20) as u32 }, Kind::Async);
+    }
+    let reducing = m.has("reduce");
+    let reduce = if reducing {
+        m.one(&[
+            ("add", AtomOp::Add),
+            ("min", AtomOp::Min),
+            ("max", AtomOp::Max),
+            ("and", AtomOp::And),
+            ("or", AtomOp::Or),
+            ("xor", AtomOp::Xor),
+            ("inc", AtomOp::Inc),
+            ("dec", AtomOp::Dec),
+        ])
+    } else {
+        None
+    };
+    if reducing && reduce.is_none() {
+        return c.err(format!("`{}` names no operation", inst.opcode));
+    }
+    let policy = m.has("L2::cache_hint");
+    let to_group = m.has("bulk_group");
+    let to_barrier = m.has("mbarrier::complete_tx::bytes");
+    let multicast = m.has("multicast::cluster");
+    let prefetch = m.has("prefetch");
+    // The spaces appear in the order destination, source.
+    let tensor = m.has("tensor");
+    let dims = m.one(&[("1d", 1), ("2d", 2), ("3d", 3), ("4d", 4), ("5d", 5)]).unwrap_or(0);
+    m.has("tile");
+    let (cta, cluster, global) = (m.has("shared::cta"), m.has("shared::cluster"), m.has("global"));
+    let _ = policy;
+    if prefetch {
+        return emit(c, Hopper::GridDependency, Kind::Other);
+    }
+    if tensor {
+        let coords = |c: &mut Context, o: &Operand| -> Res<(Addr, Vec<u32>)> {
+            let Operand::Address(map, rest) = o else { return c.err("expected [tensorMap, {coordinates}]") };
+            let (map, _) = c.address_of(map)?;
+            let Some(Operand::Vector(v)) = rest.first() else { return c.err("expected [tensorMap, {coordinates}]") };
+            if v.len() != dims {
+                return c.err(format!("`{}` wants {dims} coordinates", inst.opcode));
+            }
+            let v = v.clone();
+            Ok((map, v.iter().map(|x| c.src(x, Ty::S32)).collect::<Res<Vec<u32>>>()?))
+        };
+        if to_barrier && global && (cta || cluster) && reduce.is_none() {
+            let dst = addr(c, inst, 0)?;
+            let (map, coords) = coords(c, operand(c, inst, 1)?)?;
+            let mbar = addr(c, inst, 2)?;
+            let mask = if multicast { c.src(operand(c, inst, 3)?, Ty::U16)? } else { NONE };
+            return emit(c, Hopper::TensorLoad { dst, map, coords, mbar, mask }, Kind::Async);
+        }
+        if to_group && global && cta {
+            let (map, coords) = coords(c, operand(c, inst, 0)?)?;
+            let src = addr(c, inst, 1)?;
+            return emit(c, Hopper::TensorStore { map, coords, src, reduce }, Kind::Async);
+        }
+        return c.err(format!("`{}` does not exist in this form", inst.opcode));
+    }
+    let reduce = match reduce {
+        Some(op) => {
+            m.has("noftz");
+            match m.ty() {
+                Some(t) => Some((op, t)),
+                None => return c.err(format!("`{}` names no type", inst.opcode)),
+            }
+        }
+        None => None,
+    };
+    let dst = addr(c, inst, 0)?;
+    let src = addr(c, inst, 1)?;
+    let size = c.src(operand(c, inst, 2)?, Ty::U32)?;
+    if to_barrier && global && reduce.is_none() {
+        let mbar = addr(c, inst, 3)?;
+        let mask = if multicast { c.src(operand(c, inst, 4)?, Ty::U16)? } else { NONE };
+        return emit(c, Hopper::BulkLoad { dst, src, size, mbar, mask }, Kind::Async);
+    }
+    if to_barrier && cta && cluster && reduce.is_none() {
+        let mbar = addr(c, inst, 3)?;
+        return emit(c, Hopper::BulkPeer { dst, src, size, mbar }, Kind::Async);
+    }
+    if to_group && global && cta {
+        return emit(c, Hopper::BulkStore { dst, src, size, reduce }, Kind::Async);
+    }
+    c.err(format!("`{}` does not exist in this form", inst.opcode))
+}
+
+pub fn cp_async_mbarrier(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
+    m.has("arrive");
+    let noinc = m.has("noinc");
+    scopes(m);
+    let addr = addr(c, inst, 0)?;
+    // This one is older than Hopper.
+    c.emit(Op::Hopper(Box::new(Hopper::CpAsyncArrive { addr, noinc })), Kind::Async);
+    Ok(())
+}
+
+pub fn cluster(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
+    match m.name {
+        "barrier" => {
+            m.has("aligned");
+            for s in ["release", "relaxed", "acquire"] {
+                m.has(s);
+            }
+            if m.has("arrive") {
+                return emit(c, Hopper::ClusterArrive, Kind::Barrier);
+            }
+            if m.has("wait") {
+                return emit(c, Hopper::ClusterWait, Kind::Barrier);
+            }
+            c.err(format!("unknown instruction `{}`", inst.opcode))
+        }
+        "mapa" => {
+            let generic = !m.has("shared::cluster");
+            let Some(ty) = m.ty() else { return c.err("mapa names no type") };
+            let a = c.src(operand(c, inst, 1)?, ty)?;
+            let b = c.src(operand(c, inst, 2)?, Ty::U32)?;
+            let d = c.dst(operand(c, inst, 0)?, ty)?;
+            emit(c, Hopper::Mapa { d, a, b, planes: ty.bytes() as u8 / 4, generic }, Kind::Integer)
+        }
+        _ => {
+            m.has("shared::cluster");
+            let Some(ty) = m.ty() else { return c.err("getctarank names no type") };
+            let a = c.src(operand(c, inst, 1)?, ty)?;
+            let d = c.dst(operand(c, inst, 0)?, Ty::U32)?;
+            emit(c, Hopper::CtaRank { d, a, planes: ty.bytes() as u8 / 4 }, Kind::Integer)
+        }
+    }
+}
+
+pub fn setmaxnreg(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
+    m.has("inc");
+    m.has("dec");
+    m.has("sync");
+    m.has("aligned");
+    m.has("u32");
+    match inst.operands.first() {
+        Some(Operand::Int(n)) if (24..=256).contains(n) && n % 8 == 0 => emit(c, Hopper::SetMaxNreg, Kind::Other),
+        _ => c.err("the register count must be a multiple of 8 from 24 to 256"),
+    }
+}
+
+pub fn wgmma(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
+    let refuse = |c: &Context| c.err(format!("`{}` does not exist in this form", inst.opcode));
+    if m.has("fence") || m.has("commit_group") || m.has("wait_group") {
+        let which = inst.opcode.split('.').nth(1).unwrap_or("");
+        m.has("sync");
+        m.has("aligned");
+        let h = match which {
+            "fence" => Hopper::WgFence,
+            "commit_group" => Hopper::WgCommit,
+            _ => {
+                let Operand::Int(n) = *operand(c, inst, 0)? else {
+                    return c.err("the number of groups must be a constant");
+                };
+                Hopper::WgWait { pending: n.min(1 << 20) as u32 }
+            }
+        };
+        return emit(c, h, Kind::Matrix);
+    }
+    if m.has("sp") {
+        return c.err(format!("the sparse form `{}` is not supported", inst.opcode));
+    }
+    if !(m.has("mma_async") & m.has("sync") & m.has("aligned")) {
+        return refuse(c);
+    }
+    let satfinite = m.has("satfinite");
+    let shape = m.next().and_then(|s| {
+        let (n, k) = s.strip_prefix("m64n")?.split_once('k')?;
+        Some((n.parse::<usize>().ok()?, k.parse::<usize>().ok()?))
+    });
+    let (Some((n, k)), Some(acc), Some(a_elem), Some(b_elem)) =
+        (shape, m.next(), m.next().and_then(elem), m.next().and_then(elem))
+    else {
+        return refuse(c);
+    };
+    let acc = match acc {
+        "f32" => Acc::F32,
+        "f16" => Acc::F16,
+        "s32" => Acc::S32,
+        _ => return refuse(c),
+    };
+    let fp8 = |e| matches!(e, Elem::E4m3 | Elem::E5m2);
+    let int8 = |e| matches!(e, Elem::S8 | Elem::U8);
+    let legal = match (a_elem, b_elem, acc) {
+        (Elem::F16, Elem::F16, Acc::F32 | Acc::F16) | (Elem::Bf16, Elem::Bf16, Acc::F32) => k == 16,
+        (Elem::Tf32, Elem::Tf32, Acc::F32) => k == 8,
+        (a, b, Acc::F32 | Acc::F16) if fp8(a) && fp8(b) => k == 32,
+        (a, b, Acc::S32) if int8(a) && int8(b) => k == 32 && (n <= 24 || n % 16 == 0) && n <= 256,
+        _ => false,
+    };
+    if !legal || n == 0 || n % 8 != 0 || n > 256 {
+        return refuse(c);
+    }
+    let float = acc != Acc::S32;
+    let half = elem_bits(a_elem) == 16;
+    let Operand::Vector(d_ops) = operand(c, inst, 0)?.clone() else { return refuse(c) };
+    let (a_ops, a_descriptor) = match operand(c, inst, 1)? {
+        Operand::Vector(v) => (v.clone(), false),
+        o => (vec![o.clone()], true),
+    };
+    let want = 4 + if float { 2 } else { 0 } + if half { 1 + usize::from(a_descriptor) } else { 0 };
+    let regs = if acc == Acc::F16 { n / 4 } else { n / 2 };
+    if inst.operands.len() != want || d_ops.len() != regs || (!a_descriptor && a_ops.len() != 4) {
+        return refuse(c);
+    }
+    let acc_ty = if acc == Acc::F32 { Ty::F32 } else { Ty::B32 };
+    let a_ty = if a_descriptor { Ty::B64 } else { Ty::B32 };
+    let a = a_ops.iter().map(|o| c.src(o, a_ty)).collect::<Res<Vec<u32>>>()?;
+    let b = c.src(operand(c, inst, 2)?, Ty::B64)?;
+    let scale_d = c.src(operand(c, inst, 3)?, Ty::Pred)?;
+    let constant = |c: &Context, i: usize| -> Res<i64> {
+        match operand(c, inst, i)? {
+            Operand::Int(v) => Ok(*v as i64),
+            _ => c.err("scales and transpositions must be constants"),
+        }
+    };
+    let (mut negate_a, mut negate_b, mut trans_a, mut trans_b) = (false, false, false, false);
+    if float {
+        negate_a = constant(c, 4)? == -1;
+        negate_b = constant(c, 5)? == -1;
+    }
+    if half {
+        if a_descriptor {
+            trans_a = constant(c, 6)? == 1;
+            trans_b = constant(c, 7)? == 1;
+        } else {
+            trans_b = constant(c, 6)? == 1;
+        }
+    }
+    // The accumulators are read too, unless scale-d is false: they need not be initialised then, so they are no reads here.
+    let d = d_ops.iter().map(|o| c.dst(o, acc_ty)).collect::<Res<Vec<u32>>>()?;
+    let w = Wgmma {
+        n,
+        k,
+        a_elem,
+        b_elem,
+        acc,
+        satfinite,
+        d,
+        a,
+        a_descriptor,
+        b,
+        scale_d,
+        negate_a,
+        negate_b,
+        trans_a,
+        trans_b,
+    };
+    emit(c, Hopper::Wgmma(Box::new(w)), Kind::Matrix)
+}

@@ -1,0 +1,563 @@
+//! Loads and stores.
+
+use super::block::{Block, FlagTable, Step, stop};
+use super::lanes::{LANES, Planes};
+use super::special::space_of;
+use super::traffic;
+use super::warp::{Warp, lanes};
+use crate::check::fault::{FaultKind, Memory};
+use crate::check::race::Conflict;
+use crate::decode::program::*;
+use crate::memory::global::{Accessor, GlobalConflict};
+use crate::memory::shared::{INIT, PENDING};
+use crate::parse::ast::Space;
+
+/// Writes one loaded value to a lane of a register.
+#[inline(always)]
+fn put(p: &mut Planes, m: &Mem, element: usize, lane: usize, value: u64) {
+    let reg = m.regs[element];
+    if reg == NONE {
+        return;
+    }
+    let value = if m.signed && m.elem < 8 {
+        let shift = 64 - 8 * u32::from(m.elem);
+        ((value << shift) as i64 >> shift) as u64
+    } else {
+        value
+    };
+    p.0[reg as usize][lane] = value as u32;
+    if m.planes >= 2 {
+        p.0[reg as usize + 1][lane] = (value >> 32) as u32;
+    }
+}
+
+#[inline(always)]
+fn get(p: &Planes, m: &Mem, element: usize, lane: usize) -> u64 {
+    let reg = m.regs[element];
+    if m.elem >= 8 { p.u64_at(reg, lane) } else { u64::from(p.0[reg as usize][lane]) }
+}
+
+impl Block<'_> {
+    /// The address each lane computes.
+    #[inline]
+    pub fn addresses(&self, warp: &Warp, frame: usize, addr: &Addr) -> [u64; LANES] {
+        let f = &warp.frames[frame];
+        let mut out = [addr.offset as u64; LANES];
+        if addr.frame {
+            return [(addr.offset as u64).wrapping_add(u64::from(f.base)); LANES];
+        }
+        if addr.base != NONE {
+            let lo = f.planes.get(addr.base);
+            if addr.wide {
+                let hi = f.planes.get(addr.base + 1);
+                for l in 0..LANES {
+                    out[l] = (u64::from(lo[l]) | u64::from(hi[l]) << 32).wrapping_add(addr.offset as u64);
+                }
+            } else {
+                for l in 0..LANES {
+                    out[l] = u64::from(lo[l].wrapping_add(addr.offset as u32));
+                }
+            }
+        }
+        out
+    }
+
+    /// Splits generic addresses by the memory they point into, and strips the tag.
+    pub fn split(&self, space: Space, addresses: &mut [u64; LANES], active: u32) -> [(Space, u32); 5] {
+        let order = [Space::Global, Space::Shared, Space::Local, Space::Const, Space::Param];
+        let mut parts = order.map(|s| (s, 0));
+        if space != Space::Generic {
+            return parts.map(|(s, _)| (s, if s == space { active } else { 0 }));
+        }
+        for l in lanes(active) {
+            let s = space_of(addresses[l]);
+            if s != Space::Global {
+                addresses[l] &= !WINDOW_MASK;
+            }
+            for p in &mut parts {
+                if p.0 == s {
+                    p.1 |= 1 << l;
+                }
+            }
+        }
+        parts
+    }
+
+    pub fn load(
+        &mut self,
+        warp: &mut Warp,
+        frame: usize,
+        m: &Mem,
+        active: u32,
+        pc: u32,
+        flags: &mut FlagTable,
+    ) -> Step<()> {
+        let mut a = self.addresses(warp, frame, &m.addr);
+        for (space, mask) in self.split(m.space, &mut a, active) {
+            if mask == 0 {
+                continue;
+            }
+            match space {
+                Space::Global => self.load_global(warp, frame, m, &a, mask, pc, flags)?,
+                Space::Shared => self.load_shared(warp, frame, m, &a, mask, pc, flags)?,
+                Space::Local => self.load_local(warp, frame, m, &a, mask)?,
+                Space::Const => self.load_bytes(warp, frame, m, &a, mask, Memory::Constant)?,
+                _ => self.load_bytes(warp, frame, m, &a, mask, Memory::Parameter)?,
+            }
+        }
+        Ok(())
+    }
+
+    pub fn store(
+        &mut self,
+        warp: &mut Warp,
+        frame: usize,
+        m: &Mem,
+        active: u32,
+        pc: u32,
+        flags: &mut FlagTable,
+    ) -> Step<()> {
+        let mut a = self.addresses(warp, frame, &m.addr);
+        for (space, mask) in self.split(m.space, &mut a, active) {
+            if mask == 0 {
+                continue;
+            }
+            match space {
+                Space::Global => self.store_global(warp, frame, m, &a, mask, pc, flags)?,
+                Space::Shared => self.store_shared(warp, frame, m, &a, mask, pc, flags)?,
+                Space::Local => self.store_local(warp, frame, m, &a, mask)?,
+                other => {
+                    let memory = if other == Space::Const { Memory::Constant } else { Memory::Parameter };
+                    let l = mask.trailing_zeros() as usize;
+                    return stop(FaultKind::ReadOnly { memory, address: a[l] }, Some(l));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn load_global(
+        &mut self,
+        warp: &mut Warp,
+        frame: usize,
+        m: &Mem,
+        a: &[u64; LANES],
+        mask: u32,
+        pc: u32,
+        flags: &mut FlagTable,
+    ) -> Step<()> {
+        let elem = u32::from(m.elem);
+        let bytes = elem * u32::from(m.count);
+        self.counters.load_sectors += traffic::sectors(a, mask, bytes);
+        self.counters.ideal_sectors += u64::from(mask.count_ones() * bytes).div_ceil(32);
+        for l in lanes(mask) {
+            let i = self.global_check(warp, a[l], bytes, l, false)?;
+            let alloc = &self.env.view.allocations[i];
+            let offset = a[l] - alloc.base;
+            let mut at = 0;
+            while at < bytes {
+                let n = (bytes - at).min(16);
+                let used = m.used >> at & ((1u32 << n) - 1);
+                if alloc.initialised(offset + u64::from(at), n) & used != used {
+                    let kind = FaultKind::UninitialisedMemory { memory: Memory::Global, address: a[l], bytes };
+                    return stop(kind, Some(l));
+                }
+                at += n;
+            }
+            self.global_read(warp, i, offset, bytes, pc, m.order.strong, l)?;
+            let p = &mut warp.frames[frame].planes;
+            if elem == 4 {
+                for e in 0..m.count as usize {
+                    let v = self.env.view.allocations[i].read(offset + 4 * e as u64, 4);
+                    put(p, m, e, l, v);
+                }
+            } else if elem == 16 {
+                let reg = m.regs[0];
+                let alloc = &self.env.view.allocations[i];
+                if reg != NONE {
+                    p.set_u64(reg, l, alloc.read(offset, 8));
+                    p.set_u64(reg + 2, l, alloc.read(offset + 8, 8));
+                }
+            } else {
+                for e in 0..m.count as usize {
+                    let v = self.env.view.allocations[i].read(offset + u64::from(elem) * e as u64, elem);
+                    put(p, m, e, l, v);
+                }
+            }
+            if m.order.strong {
+                self.read_flag(warp, a[l], m.order.acquire, flags);
+            }
+        }
+        Ok(())
+    }
+
+    fn store_global(
+        &mut self,
+        warp: &mut Warp,
+        frame: usize,
+        m: &Mem,
+        a: &[u64; LANES],
+        mask: u32,
+        pc: u32,
+        flags: &mut FlagTable,
+    ) -> Step<()> {
+        let elem = u32::from(m.elem);
+        let bytes = elem * u32::from(m.count);
+        self.counters.store_sectors += traffic::sectors(a, mask, bytes);
+        self.counters.ideal_sectors += u64::from(mask.count_ones() * bytes).div_ceil(32);
+        for l in lanes(mask) {
+            let i = self.global_check(warp, a[l], bytes, l, true)?;
+            let alloc = &self.env.view.allocations[i];
+            let offset = a[l] - alloc.base;
+            if m.order.strong {
+                self.write_flag(warp, a[l], m.order.release, flags);
+            }
+            self.global_write(warp, i, offset, bytes, pc, m.order.strong, l)?;
+            let p = &warp.frames[frame].planes;
+            let alloc = &self.env.view.allocations[i];
+            if elem == 16 {
+                alloc.write(offset, 8, p.u64_at(m.regs[0], l));
+                alloc.write(offset + 8, 8, p.u64_at(m.regs[0] + 2, l));
+            } else {
+                for e in 0..m.count as usize {
+                    alloc.write(offset + u64::from(elem) * e as u64, elem, get(p, m, e, l));
+                }
+            }
+            let mut at = 0;
+            while at < bytes {
+                let n = (bytes - at).min(16);
+                alloc.mark(offset + u64::from(at), n);
+                at += n;
+            }
+        }
+        Ok(())
+    }
+
+    /// Alignment and bounds of a global access; the allocation it falls into.
+    #[inline]
+    pub fn global_check(&self, warp: &mut Warp, address: u64, bytes: u32, lane: usize, write: bool) -> Step<usize> {
+        if address & u64::from(bytes - 1) != 0 {
+            return stop(FaultKind::Misaligned { memory: Memory::Global, address, bytes, write }, Some(lane));
+        }
+        match self.env.view.locate(address, u64::from(bytes), &mut warp.hint) {
+            Some(i) => Ok(i),
+            None => stop(FaultKind::OutOfBounds { memory: Memory::Global, address, bytes, write }, Some(lane)),
+        }
+    }
+
+    fn accessor<'s>(&'s self, warp: &Warp, pc: u32, atomic: bool) -> Accessor<'s> {
+        let communicates = self.env.program.communicates;
+        Accessor {
+            block: self.index,
+            warp: warp.id,
+            seen: &self.seen[warp.id],
+            pc,
+            atomic,
+            generation: self.generation,
+            only_full_barriers: self.only_full_barriers,
+            foreign: communicates.then(|| &self.foreign[warp.id]),
+            communicates,
+        }
+    }
+
+    pub fn global_read(
+        &self,
+        warp: &Warp,
+        i: usize,
+        offset: u64,
+        bytes: u32,
+        pc: u32,
+        atomic: bool,
+        lane: usize,
+    ) -> Step<()> {
+        match self.env.view.read(i, offset, bytes, &self.accessor(warp, pc, atomic)) {
+            Ok(()) => Ok(()),
+            Err(c) => self.global_race(i, offset, false, c, lane),
+        }
+    }
+
+    pub fn global_write(
+        &self,
+        warp: &Warp,
+        i: usize,
+        offset: u64,
+        bytes: u32,
+        pc: u32,
+        atomic: bool,
+        lane: usize,
+    ) -> Step<()> {
+        match self.env.view.write(i, offset, bytes, &self.accessor(warp, pc, atomic)) {
+            Ok(()) => Ok(()),
+            Err(c) => self.global_race(i, offset, true, c, lane),
+        }
+    }
+
+    fn global_race(&self, i: usize, offset: u64, write: bool, c: GlobalConflict, lane: usize) -> Step<()> {
+        let block = c.block.map_or(self.ctaid, |b| self.coordinates(b));
+        let other = self.other(block, c.warp, c.pc, c.wrote);
+        let address = self.env.view.allocations[i].base + offset;
+        stop(FaultKind::Race { memory: Memory::Global, address, write, other }, Some(lane))
+    }
+
+    /// Alignment and bounds of a shared access.
+    #[inline]
+    pub fn shared_check(&self, address: u64, bytes: u32, lane: usize, write: bool) -> Step<u32> {
+        if address & u64::from(bytes - 1) != 0 {
+            return stop(FaultKind::Misaligned { memory: Memory::Shared, address, bytes, write }, Some(lane));
+        }
+        if address < u64::from(SHARED_START) || address.saturating_add(u64::from(bytes)) > self.shared.data.len() as u64
+        {
+            return stop(FaultKind::OutOfBounds { memory: Memory::Shared, address, bytes, write }, Some(lane));
+        }
+        Ok(address as u32)
+    }
+
+    pub fn shared_race(&self, offset: u32, write: bool, c: Conflict, lane: usize) -> Step<()> {
+        let other = self.other(self.ctaid, Some(c.warp), Some(c.pc), c.wrote);
+        stop(FaultKind::Race { memory: Memory::Shared, address: u64::from(offset), write, other }, Some(lane))
+    }
+
+    /// Everything a read of shared memory must satisfy. `used`: the bytes whose value matters.
+    #[inline]
+    pub fn shared_read(&mut self, me: usize, offset: u32, bytes: u32, used: u32, pc: u32, lane: usize) -> Step<()> {
+        self.shared_read_by(me, offset, bytes, used, pc, lane, None)
+    }
+
+    #[inline]
+    pub fn shared_read_by(
+        &mut self,
+        me: usize,
+        offset: u32,
+        bytes: u32,
+        used: u32,
+        pc: u32,
+        lane: usize,
+        group: Option<u32>,
+    ) -> Step<()> {
+        let (all, any) = self.shared.states(offset, bytes);
+        if any & PENDING != 0 {
+            let kind = FaultKind::AsyncNotWaited { memory: Memory::Shared, address: u64::from(offset), write: false };
+            return stop(kind, Some(lane));
+        }
+        if all & INIT == 0 {
+            let bad = (0..bytes).any(|b| used >> b & 1 == 1 && self.shared.state[(offset + b) as usize] & INIT == 0);
+            if bad {
+                let address = u64::from(offset);
+                // Remembered, so that a later write by another warp is known to race with it.
+                if let Err(c) = self.shared.shadow.read(offset, bytes, me, &self.seen[me], pc) {
+                    return self.shared_race(offset, false, c, lane);
+                }
+                return stop(FaultKind::UninitialisedMemory { memory: Memory::Shared, address, bytes }, Some(lane));
+            }
+        }
+        let recorded = match group {
+            None => self.shared.shadow.read(offset, bytes, me, &self.seen[me], pc),
+            Some(time) => self.shared.shadow.read_group(offset, bytes, me, &self.seen[me], time, pc),
+        };
+        match recorded {
+            Ok(()) => Ok(()),
+            Err(c) => self.shared_race(offset, false, c, lane),
+        }
+    }
+
+    #[inline]
+    pub fn shared_write(&mut self, me: usize, offset: u32, bytes: u32, pc: u32, atomic: bool, lane: usize) -> Step<()> {
+        let (_, any) = self.shared.states(offset, bytes);
+        if any & PENDING != 0 {
+            let kind = FaultKind::AsyncNotWaited { memory: Memory::Shared, address: u64::from(offset), write: true };
+            return stop(kind, Some(lane));
+        }
+        if self.shared.being_read(offset, bytes) {
+            let kind = FaultKind::AsyncOverwrite { memory: Memory::Shared, address: u64::from(offset) };
+            return stop(kind, Some(lane));
+        }
+        match self.shared.shadow.write(offset, bytes, me, &self.seen[me], pc, atomic) {
+            Ok(()) => Ok(()),
+            Err(c) => self.shared_race(offset, true, c, lane),
+        }
+    }
+
+    fn count_shared(&mut self, a: &[u64; LANES], mask: u32, bytes: u32) {
+        let (total, conflicts) = traffic::wavefronts(&a.map(|x| x as u32), mask, bytes);
+        self.counters.shared_wavefronts += total;
+        self.counters.bank_conflicts += conflicts;
+    }
+
+    fn load_shared(
+        &mut self,
+        warp: &mut Warp,
+        frame: usize,
+        m: &Mem,
+        a: &[u64; LANES],
+        mask: u32,
+        pc: u32,
+        flags: &mut FlagTable,
+    ) -> Step<()> {
+        let elem = u32::from(m.elem);
+        let bytes = elem * u32::from(m.count);
+        self.count_shared(a, mask, bytes);
+        let me = warp.id;
+        for l in lanes(mask) {
+            if a[l] >> 24 != 0
+                && let Some((rank, offset)) = self.remote(a[l], bytes, l, false)?
+            {
+                for e in 0..m.count as usize {
+                    let v = self.shared_of(rank).read(offset + elem * e as u32, elem.min(8));
+                    put(&mut warp.frames[frame].planes, m, e, l, v);
+                }
+                continue;
+            }
+            let offset = self.shared_check(a[l], bytes, l, false)?;
+            if m.order.strong {
+                self.read_shared_flag(warp, a[l], m.order.acquire, flags);
+            }
+            if !m.order.strong {
+                self.shared_read(me, offset, bytes, m.used, pc, l)?;
+            }
+            let p = &mut warp.frames[frame].planes;
+            if elem == 16 {
+                if m.regs[0] != NONE {
+                    p.set_u64(m.regs[0], l, self.shared.read(offset, 8));
+                    p.set_u64(m.regs[0] + 2, l, self.shared.read(offset + 8, 8));
+                }
+                continue;
+            }
+            for e in 0..m.count as usize {
+                put(p, m, e, l, self.shared.read(offset + elem * e as u32, elem));
+            }
+        }
+        Ok(())
+    }
+
+    fn store_shared(
+        &mut self,
+        warp: &mut Warp,
+        frame: usize,
+        m: &Mem,
+        a: &[u64; LANES],
+        mask: u32,
+        pc: u32,
+        flags: &mut FlagTable,
+    ) -> Step<()> {
+        let elem = u32::from(m.elem);
+        let bytes = elem * u32::from(m.count);
+        self.count_shared(a, mask, bytes);
+        let me = warp.id;
+        for l in lanes(mask) {
+            if a[l] >> 24 != 0
+                && let Some((rank, offset)) = self.remote(a[l], bytes, l, true)?
+            {
+                for e in 0..m.count as usize {
+                    let v = get(&warp.frames[frame].planes, m, e, l);
+                    self.shared_of(rank).write(offset + elem * e as u32, elem.min(8), v);
+                }
+                self.shared_of(rank).set_state(offset, bytes, INIT);
+                continue;
+            }
+            let offset = self.shared_check(a[l], bytes, l, true)?;
+            if m.order.strong {
+                self.write_shared_flag(warp, a[l], m.order.release, flags);
+            }
+            self.shared_write(me, offset, bytes, pc, m.order.strong, l)?;
+            let p = &warp.frames[frame].planes;
+            if elem == 16 {
+                self.shared.write(offset, 8, p.u64_at(m.regs[0], l));
+                self.shared.write(offset + 8, 8, p.u64_at(m.regs[0] + 2, l));
+            } else {
+                for e in 0..m.count as usize {
+                    self.shared.write(offset + elem * e as u32, elem, get(p, m, e, l));
+                }
+            }
+            self.shared.set_state(offset, bytes, INIT);
+        }
+        Ok(())
+    }
+
+    fn local_check(&self, warp: &Warp, address: u64, bytes: u32, lane: usize, write: bool) -> Step<usize> {
+        if address & u64::from(bytes - 1) != 0 {
+            return stop(FaultKind::Misaligned { memory: Memory::Local, address, bytes, write }, Some(lane));
+        }
+        if address.saturating_add(u64::from(bytes)) > u64::from(warp.local_bytes) {
+            return stop(FaultKind::OutOfBounds { memory: Memory::Local, address, bytes, write }, Some(lane));
+        }
+        Ok(lane * warp.local_bytes as usize + address as usize)
+    }
+
+    /// Local memory may be copied before it is written (padding of structures): such values are unsure, not faults.
+    fn load_local(&mut self, warp: &mut Warp, frame: usize, m: &Mem, a: &[u64; LANES], mask: u32) -> Step<()> {
+        let elem = usize::from(m.elem);
+        let bytes = elem * usize::from(m.count);
+        self.counters.local_accesses += 1;
+        for l in lanes(mask) {
+            let at = self.local_check(warp, a[l], bytes as u32, l, false)?;
+            if warp.local_init[at..at + bytes].contains(&0) {
+                warp.poison |= 1 << l;
+            }
+            for e in 0..m.count as usize {
+                let mut buffer = [0; 16];
+                buffer[..elem].copy_from_slice(&warp.local[at + e * elem..at + (e + 1) * elem]);
+                let low = u64::from_le_bytes(buffer[..8].try_into().unwrap_or_default());
+                let p = &mut warp.frames[frame].planes;
+                put(p, m, e, l, low);
+                if elem == 16 && m.regs[e] != NONE {
+                    p.set_u64(m.regs[e] + 2, l, u64::from_le_bytes(buffer[8..].try_into().unwrap_or_default()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn store_local(&mut self, warp: &mut Warp, frame: usize, m: &Mem, a: &[u64; LANES], mask: u32) -> Step<()> {
+        let elem = usize::from(m.elem);
+        let bytes = elem * usize::from(m.count);
+        self.counters.local_accesses += 1;
+        for l in lanes(mask) {
+            let at = self.local_check(warp, a[l], bytes as u32, l, true)?;
+            for e in 0..m.count as usize {
+                let p = &warp.frames[frame].planes;
+                let low = get(p, m, e, l);
+                let high = if elem == 16 { p.u64_at(m.regs[e] + 2, l) } else { 0 };
+                let all = u128::from(low) | u128::from(high) << 64;
+                warp.local[at + e * elem..at + (e + 1) * elem].copy_from_slice(&all.to_le_bytes()[..elem]);
+            }
+            let sure = warp.poison >> l & 1 == 0;
+            warp.local_init[at..at + bytes].fill(u8::from(sure));
+        }
+        Ok(())
+    }
+
+    fn load_bytes(
+        &mut self,
+        warp: &mut Warp,
+        frame: usize,
+        m: &Mem,
+        a: &[u64; LANES],
+        mask: u32,
+        memory: Memory,
+    ) -> Step<()> {
+        let elem = usize::from(m.elem);
+        let bytes = elem * usize::from(m.count);
+        let from = if memory == Memory::Constant { self.env.constants } else { self.env.params };
+        for l in lanes(mask) {
+            if a[l] & (bytes as u64 - 1) != 0 {
+                let kind = FaultKind::Misaligned { memory, address: a[l], bytes: bytes as u32, write: false };
+                return stop(kind, Some(l));
+            }
+            let at = a[l] as usize;
+            let Some(data) = at.checked_add(bytes).and_then(|end| from.get(at..end)) else {
+                let kind = FaultKind::OutOfBounds { memory, address: a[l], bytes: bytes as u32, write: false };
+                return stop(kind, Some(l));
+            };
+            let p = &mut warp.frames[frame].planes;
+            for e in 0..m.count as usize {
+                let mut buffer = [0; 16];
+                buffer[..elem].copy_from_slice(&data[e * elem..(e + 1) * elem]);
+                put(p, m, e, l, u64::from_le_bytes(buffer[..8].try_into().unwrap_or_default()));
+                if elem == 16 && m.regs[e] != NONE {
+                    p.set_u64(m.regs[e] + 2, l, u64::from_le_bytes(buffer[8..].try_into().unwrap_or_default()));
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,23 @@
+//! Runs a decoded kernel: blocks, warps, groups of lanes that stand at the same instruction.
+
+mod access;
+mod atomic;
+mod barrier;
+pub mod block;
+mod bulk;
+mod call;
+mod cluster;
+mod collective;
+mod copy;
+pub mod grid;
+mod hopper;
+pub mod lanes;
+mod matrix;
+pub mod mbarrier;
+mod mma;
+mod print;
+mod special;
+mod step;
+mod traffic;
+pub mod warp;
+mod wgmma;

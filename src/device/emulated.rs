@@ -1,0 +1,104 @@
+//! The launcher that runs the kernels' PTX on the CPU, strictly: every fault names kernel, block, lane and source line.
+
+use std::sync::{Mutex, MutexGuard, OnceLock};
+
+use ptx_emulator::{Arch, Device as Emulator, LaunchConfig, Module};
+
+use crate::device::launch::{LaunchSpec, Launcher};
+use crate::error::{Error, Result};
+use crate::kernels::{FAMILIES, KernelId, available};
+
+pub struct Emulated {
+    arch: &'static str,
+    capability: u32,
+    /// One launch or copy at a time, as on one stream.
+    emulator: Mutex<Emulator>,
+    /// Parsed when a kernel of the family is launched for the first time.
+    modules: [OnceLock<Module>; FAMILIES.len()],
+}
+
+impl Emulated {
+    /// `arch` is `sm_80` or `sm_90a`.
+    pub fn new(arch: &str) -> Result<Self> {
+        available()?;
+        let (arch, capability, kind) = match arch {
+            "sm_80" => ("sm_80", 80, Arch::Sm80),
+            "sm_90a" => ("sm_90a", 90, Arch::Sm90a),
+            other => return Err(Error::value("device", "name", "emulated, emulated:sm_80 or emulated:sm_90a", other)),
+        };
+        let modules = std::array::from_fn(|_| OnceLock::new());
+        Ok(Emulated { arch, capability, emulator: Mutex::new(Emulator::new(kind)), modules })
+    }
+
+    fn emulator(&self) -> MutexGuard<'_, Emulator> {
+        self.emulator.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn module(&self, kernel: KernelId) -> Result<&Module> {
+        let image = kernel.image()?;
+        let slot = &self.modules[image.family];
+        if let Some(module) = slot.get() {
+            return Ok(module);
+        }
+        let module = Module::parse(image.ptx).map_err(|e| fault(kernel.symbol(), e))?;
+        Ok(slot.get_or_init(|| module))
+    }
+}
+
+fn fault(place: &'static str, report: impl std::fmt::Display) -> Error {
+    Error::Emulated { place, report: report.to_string() }
+}
+
+impl Launcher for Emulated {
+    fn name(&self) -> String {
+        format!("emulated:{}", self.arch)
+    }
+
+    fn capability(&self) -> u32 {
+        self.capability
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        self.emulator().alloc(bytes.max(1) as u64).map_err(|_| Error::OutOfMemory {
+            device: self.name(),
+            requested: bytes,
+            free: None,
+        })
+    }
+
+    fn release(&self, address: u64, _: usize) {
+        // The address came from `allocate`, which is the only error that freeing knows.
+        let _ = self.emulator().free(address);
+    }
+
+    fn write(&self, address: u64, data: &[u8]) -> Result<()> {
+        self.emulator().copy_in(address, data).map_err(|e| fault("write", e))
+    }
+
+    fn read(&self, address: u64, data: &mut [u8]) -> Result<()> {
+        self.emulator().copy_out(data, address).map_err(|e| fault("read", e))
+    }
+
+    fn copy(&self, target: u64, source: u64, bytes: usize) -> Result<()> {
+        let mut through = vec![0; bytes];
+        self.read(source, &mut through)?;
+        self.write(target, &through)
+    }
+
+    fn zero(&self, address: u64, bytes: usize) -> Result<()> {
+        self.write(address, &vec![0; bytes])
+    }
+
+    fn launch(&self, spec: &LaunchSpec) -> Result<()> {
+        spec.check()?;
+        let symbol = spec.kernel.symbol();
+        let config = LaunchConfig::new(spec.grid, spec.block).shared(spec.shared_bytes).cluster(spec.cluster);
+        let module = self.module(spec.kernel)?;
+        let launched = self.emulator().launch(module, symbol, &config, spec.params.bytes());
+        launched.map(|_| ()).map_err(|e| fault(symbol, e))
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+}
