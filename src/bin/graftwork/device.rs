@@ -3,7 +3,8 @@
 use graftwork::{Device, Result};
 
 /// What `--device` accepts.
-pub const HELP: &str = "cpu, cuda, cuda:N, emulated[:sm_80|:sm_90a] (slow and strict); trace plans launches and runs none";
+pub const HELP: &str =
+    "cpu, cuda, cuda:N, emulated[:sm_80|:sm_90a] (slow and strict); trace plans launches and runs none";
 
 /// The named device; `None` asks for a GPU if there is one, else the CPU.
 pub fn open(name: Option<&str>) -> Result<Device> {

@@ -7,7 +7,7 @@ use graftwork::kernels::{self, FAMILIES, KernelId};
 use graftwork::{Device, Result};
 use serde::Serialize;
 
-use super::output;
+use super::output::{self, say};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -47,7 +47,7 @@ struct DeviceFindings {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let findings = Findings {
         version: env!("CARGO_PKG_VERSION"),
-        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        threads: rayon::current_num_threads(),
         vector_units: vector_units(),
         kernels: kernel_findings(),
         devices: match &args.device {
@@ -131,18 +131,18 @@ fn describe(device: &Device) -> String {
 }
 
 fn print(findings: &Findings) {
-    println!("graftwork {}", findings.version);
-    println!("threads    {}  ({})", findings.threads, findings.vector_units.join(", "));
+    say!("graftwork {}", findings.version);
+    say!("threads    {}  ({})", findings.threads, findings.vector_units.join(", "));
     let k = &findings.kernels;
     match &k.reason {
-        None => println!("kernels    {} in {} families, for {}", k.kernels, k.families, k.architectures.join(", ")),
-        Some(reason) => println!("kernels    none: {reason}"),
+        None => say!("kernels    {} in {} families, for {}", k.kernels, k.families, k.architectures.join(", ")),
+        Some(reason) => say!("kernels    none: {reason}"),
     }
-    println!();
+    say!("");
     let rows: Vec<_> = findings
         .devices
         .iter()
         .map(|d| vec![d.name.clone(), if d.usable { "ready" } else { "absent" }.into(), d.detail.clone()])
         .collect();
-    print!("{}", output::table(&["device", "state", "what"], &rows));
+    say!("{}", output::table(&["device", "state", "what"], &rows));
 }

@@ -35,10 +35,56 @@ pub fn percent(share: f64) -> String {
     format!("{:.2} %", 100.0 * share)
 }
 
-/// Writes `value` to `path`, aside first, so that a full disk leaves no half file.
+/// Prints a line. A reader that has gone away, or a full disk behind stdout, must not end a run whose files are still to be written.
+macro_rules! say {
+    ($($part:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout(), $($part)*);
+    }};
+}
+pub(crate) use say;
+
+/// Fails now if [`write`] could not write `path` later, when the work is done.
+pub fn probe(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Err(Error::File { path: path.into(), reason: "is a directory, expected a file".into() });
+    }
+    if !path.exists() {
+        let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        return probe_directory(parent);
+    }
+    std::fs::OpenOptions::new()
+        .append(true)
+        .open(path)
+        .map(drop)
+        .map_err(|source| Error::Io { path: path.into(), source })
+}
+
+/// Fails now if no file could be made in `dir` later.
+pub fn probe_directory(dir: &Path) -> Result<()> {
+    let trial = dir.join(format!(".graftwork-{}", std::process::id()));
+    let made = std::fs::OpenOptions::new().write(true).create_new(true).open(&trial);
+    made.and_then(|_| std::fs::remove_file(&trial)).map_err(|source| Error::Io { path: dir.into(), source })
+}
+
+/// Writes a file: a regular one aside first, so that a full disk leaves no half of it; a pipe or device straight.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let io = |source| Error::Io { path: path.into(), source };
+    match std::fs::canonicalize(path) {
+        Ok(target) if target.is_file() => graftwork::format::atomic::write_file(&target, bytes),
+        Ok(target) => {
+            use std::io::Write;
+            let mut file = std::fs::OpenOptions::new().write(true).open(target).map_err(io)?;
+            file.write_all(bytes).and_then(|()| file.flush()).map_err(io)
+        }
+        Err(_) => graftwork::format::atomic::write_file(path, bytes),
+    }
+}
+
+/// Writes `value` to `path` as JSON.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let mut text = serde_json::to_vec_pretty(value)
         .map_err(|e| Error::File { path: path.into(), reason: format!("cannot be written as JSON: {e}") })?;
     text.push(b'\n');
-    graftwork::format::atomic::write_file(path, &text)
+    write(path, &text)
 }

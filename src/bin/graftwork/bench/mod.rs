@@ -11,7 +11,7 @@ use graftwork::{DType, Device, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use crate::output;
+use crate::output::{self, say};
 use crate::verify::{DTYPES, known_ops, open_executing};
 use table::{Baseline, Cost, Entry, Size, Subject};
 use timing::{Bare, Call, Effort, Job, Peak, Step, Timing, time};
@@ -111,14 +111,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     bar.finish_and_clear();
     let header = ["op", "pass", "dtype", "shape", "device", "time", "floor", "× floor", "baseline", "ratio", "note"];
     let cells: Vec<_> = report.rows.iter().map(Row::cells).collect();
-    print!("{}", output::table(&header, &cells));
+    say!("{}", output::table(&header, &cells));
     if let Some(path) = &args.json {
         output::write_json(path, &report)?;
     }
     if let Some(path) = &args.plot {
         let title = format!("graftwork {} on {}: time beside floor", report.version, report.device);
         plot::write(path, &title, &report.rows)?;
-        println!("\nplot in {}", path.display());
+        say!("\nplot in {}", path.display());
     }
     let failed = report.rows.iter().any(|row| row.seconds.is_none());
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -148,9 +148,9 @@ fn announce(device: &Device, peak: Option<Peak>) {
     match peak {
         Some(Peak { flops, bandwidth }) => {
             let how = if device.is_cpu() { "measured" } else { "its data sheet" };
-            println!("{}: {:.1} GFLOP/s in f32, {:.1} GB/s ({how})\n", device.name(), flops / 1e9, bandwidth / 1e9);
+            say!("{}: {:.1} GFLOP/s in f32, {:.1} GB/s ({how})\n", device.name(), flops / 1e9, bandwidth / 1e9);
         }
-        None => println!("{}: peak unknown, so there are no floors\n", device.name()),
+        None => say!("{}: peak unknown, so there are no floors\n", device.name()),
     }
 }
 

@@ -26,7 +26,7 @@ pub fn write(path: &Path, title: &str, rows: &[Row]) -> Result<()> {
     let rows: Vec<(&Row, f64)> = rows.iter().filter_map(|r| Some((r, r.seconds?))).collect();
     let mut svg = String::new();
     draw(&mut svg, title, &rows).map_err(|reason| Error::File { path: path.into(), reason })?;
-    graftwork::format::atomic::write_file(path, svg.as_bytes())
+    crate::output::write(path, svg.as_bytes())
 }
 
 fn draw(svg: &mut String, title: &str, rows: &[(&Row, f64)]) -> std::result::Result<(), String> {

@@ -54,6 +54,7 @@ impl From<DecayArg> for Decay {
 }
 
 #[derive(clap::Args)]
+#[command(allow_negative_numbers = true)]
 pub struct Args {
     /// What learns; several methods, separated by commas, are trained one after another and compared
     #[arg(long, value_enum, value_delimiter = ',', default_value = "lora")]
@@ -119,7 +120,7 @@ pub struct Args {
     pub resume: Option<PathBuf>,
     #[arg(long, help = format!("Where to run: {} [default: a GPU if there is one]", device::HELP))]
     pub device: Option<String>,
-    /// Directory of the frozen trunk: config.json and model.safetensors
+    /// Directory of the frozen trunk: config.json and model.safetensors, mapped and not to be changed while the run lasts
     #[arg(long, value_name = "DIR", default_value = "data/digits/trunk")]
     pub trunk: PathBuf,
     /// Directory of digits.safetensors
@@ -148,6 +149,10 @@ pub struct Recipe {
     pub clip: f64,
     pub seed: u64,
     pub dtype: String,
+    /// As it was given; what must agree is the fingerprint.
+    pub trunk: PathBuf,
+    /// Of the trunk's files.
+    pub trunk_fingerprint: String,
 }
 
 /// How the learning rate goes and where the run ends. Decided at the start, and kept by the checkpoint.
@@ -155,6 +160,7 @@ pub struct Recipe {
 pub struct Pace {
     pub schedule: Schedule,
     pub last_step: u64,
+    pub save_every: Option<u64>,
 }
 
 const DEFAULT_EPOCHS: u64 = 50;
@@ -166,7 +172,12 @@ impl Args {
         self.given = matches.ids().filter(given).map(|id| id.as_str().to_string()).collect();
     }
 
+    /// The recipe of a run that starts now.
     pub fn recipe(&self, method: Method) -> Result<Recipe> {
+        self.recipe_on(method, super::setup::fingerprint(&self.trunk)?)
+    }
+
+    pub fn recipe_on(&self, method: Method, trunk_fingerprint: String) -> Result<Recipe> {
         let bad = |argument, expected: &str, got: String| Error::Value {
             op: "finetune",
             argument,
@@ -190,8 +201,8 @@ impl Args {
         if self.save_every == Some(0) {
             return Err(bad("save-every", "at least 1", "0".into()));
         }
-        if self.save_every.is_some() && self.out.is_none() {
-            return Err(bad("save-every", "--out DIR to write to", "no --out".into()));
+        if self.save_every.is_some() && self.out.is_none() && self.resume.is_none() {
+            return Err(bad("out", "a directory, since --save-every is given", "absent".into()));
         }
         if !(self.clip.is_finite() && self.clip >= 0.0) {
             return Err(bad("clip", "a finite number, 0 or more", self.clip.to_string()));
@@ -212,6 +223,8 @@ impl Args {
             clip: self.clip,
             seed: self.seed,
             dtype: self.dtype.clone(),
+            trunk: self.trunk.clone(),
+            trunk_fingerprint,
         };
         recipe.lora()?;
         Ok(recipe)
@@ -234,6 +247,7 @@ impl Args {
         Ok(Pace {
             schedule: Schedule::new(self.lr, decay, warmup, horizon)?,
             last_step: self.last_step(recipe, samples, by_epochs),
+            save_every: self.save_every,
         })
     }
 

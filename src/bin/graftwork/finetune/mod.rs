@@ -16,8 +16,9 @@ use graftwork::{Device, Error, Result};
 use report::{Report, RunReport};
 use train::Trainer;
 
+use super::device;
 use super::digits::Digits;
-use super::{device, output};
+use super::output::{self, say};
 
 /// Exit code of a run that Ctrl-C ended: 128 + SIGINT, as shells do.
 const INTERRUPTED: u8 = 130;
@@ -25,13 +26,25 @@ const INTERRUPTED: u8 = 130;
 pub fn run(args: &Args) -> Result<ExitCode> {
     let device = device::open(args.device.as_deref())?;
     let digits = Digits::load(&args.data, 5..10)?;
-    println!(
+    say!(
         "digits 5 to 9: {} to train on, {} held out; trunk {} (never saw these digits); device {}",
         digits.train.len(),
         digits.test.len(),
         args.trunk.display(),
         device.name()
     );
+    if let Some(path) = &args.json {
+        output::probe(path)?;
+    }
+    let repeated = args.method.iter().enumerate().any(|(i, method)| args.method[..i].contains(method));
+    if repeated {
+        return Err(Error::Value {
+            op: "finetune",
+            argument: "method",
+            expected: "each method once".into(),
+            got: format!("{:?}", args.method),
+        });
+    }
     let interrupt = train::Interrupt::install();
     let mut runs = Vec::new();
     for &method in &args.method {
@@ -44,7 +57,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let interrupted = runs.iter().any(|r| r.interrupted);
     let report = Report::new(runs);
-    println!("\n{}", report.table());
+    say!("\n{}", report.table());
     if let Some(path) = &args.json {
         output::write_json(path, &report)?;
     }
@@ -60,28 +73,34 @@ fn one(
     interrupt: &train::Interrupt,
 ) -> Result<RunReport> {
     let place = |dir: &Option<PathBuf>| dir.as_deref().map(|dir| method_dir(dir, method, args.method.len()));
-    let (out, resumed) = (place(&args.out), place(&args.resume));
+    let resumed = place(&args.resume);
+    // A resumed run goes on in its own directory unless told otherwise.
+    let out = place(&args.out).or_else(|| resumed.as_deref().map(resume::run_directory));
     let mut trainer = match &resumed {
         Some(dir) => resume::resume(dir, args, method, device, digits)?,
         None => {
+            if let Some(dir) = &out {
+                resume::require_no_checkpoints(dir)?;
+            }
             let recipe = args.recipe(method)?;
             let pace = args.pace(&recipe, digits.train.len())?;
-            Trainer::start(setup::build(&args.trunk, &recipe, device)?, recipe, pace, digits)?
+            Trainer::start(setup::build(&recipe, device)?, recipe, pace, digits)?
         }
     };
     trainer.recompute_blocks = args.recompute == Recompute::Blocks;
     let recipe = trainer.recipe.clone();
-    println!("\n{}: {}", recipe.method.name(), trainer.model.summary);
+    say!("\n{}: {}", recipe.method.name(), trainer.model.summary);
     if let Some(dir) = &out {
         std::fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.clone(), source })?;
+        output::probe_directory(dir)?;
     }
     let before = trainer.model.accuracy(&digits.test)?;
     let all_tracked = trainer.bytes_if_all_tracked()?;
-    let trained = trainer.run(out.as_deref(), args.save_every, interrupt)?;
+    let trained = trainer.run(out.as_deref(), interrupt)?;
     let after = trainer.model.accuracy(&digits.test)?;
-    let saved_to = tempdir_unless(out.as_deref());
+    let saved_to = tempdir_unless(out.as_deref())?;
     trainer.model.save_adapter(saved_to.path(), &recipe)?;
-    let reloaded = setup::reload(&args.trunk, saved_to.path(), &recipe, device)?.accuracy(&digits.test)?;
+    let reloaded = setup::reload(saved_to.path(), &recipe, device)?.accuracy(&digits.test)?;
     Ok(RunReport::new(&trainer, trained, [before, after, reloaded], all_tracked, out))
 }
 
@@ -91,11 +110,15 @@ fn method_dir(dir: &Path, method: Method, methods: usize) -> PathBuf {
 }
 
 /// The run's own directory, or one that is removed afterwards: the adapter is saved and loaded back either way.
-fn tempdir_unless(out: Option<&Path>) -> Place {
-    match out {
-        Some(dir) => Place { path: dir.join("adapter"), temporary: false },
-        None => Place { path: std::env::temp_dir().join(format!("graftwork-{}", std::process::id())), temporary: true },
+fn tempdir_unless(out: Option<&Path>) -> Result<Place> {
+    if let Some(dir) = out {
+        return Ok(Place { path: dir.join("adapter"), temporary: false });
     }
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let path = std::env::temp_dir().join(format!("graftwork-{}-{}", std::process::id(), now.as_nanos()));
+    // Only a directory made here is removed again.
+    std::fs::create_dir(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+    Ok(Place { path, temporary: true })
 }
 
 struct Place {

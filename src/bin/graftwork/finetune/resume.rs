@@ -1,6 +1,7 @@
 //! Checkpoints of a run, and going on from one.
 
-use std::path::Path;
+use crate::output::say;
+use std::path::{Path, PathBuf};
 
 use graftwork::adapters::adapter_file;
 use graftwork::format::checkpoint::{self, Checkpoint, State};
@@ -31,37 +32,92 @@ pub fn save(dir: &Path, trainer: &Trainer) -> Result<()> {
     checkpoint::prune(dir, KEEP)
 }
 
-/// The newest complete checkpoint in `dir`, ready to train on.
+/// The directory of a run, given it or one of its checkpoints.
+pub fn run_directory(dir: &Path) -> PathBuf {
+    let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if is_checkpoint(dir) { parent.to_path_buf() } else { dir.to_path_buf() }
+}
+
+fn is_checkpoint(dir: &Path) -> bool {
+    dir.join("state.json").is_file()
+}
+
+/// A new run among another's checkpoints would be pruned as the older one, and resuming would find the other.
+pub fn require_no_checkpoints(dir: &Path) -> Result<()> {
+    let Some(latest) = checkpoint::latest(dir)? else { return Ok(()) };
+    let reason = format!(
+        "holds checkpoints of another run (step {}); pass --resume to go on with it, or another --out",
+        latest.step
+    );
+    Err(Error::File { path: dir.into(), reason })
+}
+
+/// The newest complete checkpoint in `dir`, or `dir` itself if it is one, ready to train on.
 pub fn resume<'a>(dir: &Path, args: &Args, method: Method, device: &Device, digits: &'a Digits) -> Result<Trainer<'a>> {
-    let Some(latest) = checkpoint::latest(dir)? else {
-        let reason = "holds no checkpoint; start a run with --out DIR --save-every N";
-        return Err(Error::File { path: dir.into(), reason: reason.into() });
-    };
-    for error in &latest.passed_over {
-        eprintln!("passed over: {error}");
+    let path = if is_checkpoint(dir) { dir.to_path_buf() } else { newest(dir)? };
+    let saved = Checkpoint::load(&path, device)?;
+    let mut recipe: Recipe = from_value(&path, &saved.state.config)?;
+    if args.given.iter().any(|given| given == "trunk") {
+        recipe.trunk.clone_from(&args.trunk);
     }
-    let saved = Checkpoint::load(&latest.path, device)?;
-    let recipe: Recipe = from_value(&latest.path, &saved.state.config)?;
     if !recipe.is_sound() {
         let reason = format!("has {} micro-batches of {} images a step", recipe.accumulate, recipe.batch);
-        return Err(Error::File { path: latest.path, reason });
+        return Err(Error::File { path, reason });
     }
-    let mut pace: Pace = from_value(&latest.path, &saved.state.schedule)?;
-    hold_to_what_was_given(&latest.path, args, method, &recipe, &pace)?;
+    let mut pace: Pace = from_value(&path, &saved.state.schedule)?;
+    hold_to_what_was_given(&path, args, method, &recipe, &pace)?;
+    if setup::fingerprint(&recipe.trunk)? != recipe.trunk_fingerprint {
+        let reason =
+            format!("was trained on another trunk than {}; pass --trunk DIR of that one", recipe.trunk.display());
+        return Err(Error::File { path, reason });
+    }
+    pace.save_every = args.save_every.or(pace.save_every);
     pace.last_step = args.last_step(&recipe, digits.train.len(), pace.last_step);
-    let model = setup::build(&args.trunk, &recipe, device)?;
-    saved.restore(&latest.path, &model.params)?;
+    let model = setup::build(&recipe, device)?;
+    saved.restore(&path, &model.params)?;
     let mut trainer = Trainer::start(model, recipe, pace, digits)?;
     trainer.optimizer.restore(&saved.first_moment, &saved.second_moment, saved.state.progress.step)?;
     trainer.step = saved.state.progress.step;
     trainer.losses = saved.losses;
-    println!("resumed {} after step {}", latest.path.display(), trainer.step);
+    if trainer.step >= trainer.pace.last_step {
+        say!(
+            "nothing is left to train: the checkpoint is at step {}, the run ends at {}",
+            trainer.step,
+            trainer.pace.last_step
+        );
+    }
+    say!("resumed {} after step {}", path.display(), trainer.step);
     Ok(trainer)
+}
+
+fn newest(dir: &Path) -> Result<PathBuf> {
+    let Some(latest) = checkpoint::latest(dir)? else {
+        let below: Vec<String> = [Method::Lora, Method::LinearProbe]
+            .map(|method| dir.join(method.name()))
+            .iter()
+            .filter(|run| run.is_dir())
+            .map(|run| run.display().to_string())
+            .collect();
+        let hint = if below.is_empty() {
+            "start a run with --out DIR --save-every N".to_string()
+        } else {
+            format!("it compares methods; resume one of {}", below.join(", "))
+        };
+        return Err(Error::File { path: dir.into(), reason: format!("holds no checkpoint; {hint}") });
+    };
+    for error in &latest.passed_over {
+        eprintln!("passed over: {error}");
+    }
+    Ok(latest.path)
 }
 
 /// A resumed run has the recipe of its checkpoint. An option on the command line that says otherwise is an error, not ignored.
 fn hold_to_what_was_given(path: &Path, args: &Args, method: Method, recipe: &Recipe, pace: &Pace) -> Result<()> {
-    let asked = Recipe { alpha: args.alpha.unwrap_or(recipe.alpha), ..args.recipe(method)? };
+    let asked = Recipe {
+        alpha: args.alpha.unwrap_or(recipe.alpha),
+        trunk: recipe.trunk.clone(),
+        ..args.recipe_on(method, recipe.trunk_fingerprint.clone())?
+    };
     let (asked, saved) = (as_value(path, &asked)?, as_value(path, recipe)?);
     let mut differ: Vec<String> = args
         .given

@@ -6,7 +6,7 @@ use graftwork::adapters::{HeadInit, train_head};
 use graftwork::autograd::{Tape, Var};
 use graftwork::models::vit::Vit;
 use graftwork::tensor::{ParamSet, ParamSetBuilder};
-use graftwork::{Device, Result};
+use graftwork::{Device, Error, Result};
 
 use super::args::{Method, Recipe};
 use crate::digits::Samples;
@@ -22,9 +22,9 @@ pub struct Model {
 }
 
 /// The trunk with fresh adapters.
-pub fn build(trunk: &Path, recipe: &Recipe, device: &Device) -> Result<Model> {
+pub fn build(recipe: &Recipe, device: &Device) -> Result<Model> {
     let dtype = recipe.dtype()?;
-    let mut trunk = Vit::load(trunk, device, dtype)?;
+    let mut trunk = Vit::load(&recipe.trunk, device, dtype)?;
     let mut params = ParamSetBuilder::new();
     train_head(&mut trunk, "classifier", HeadInit::Fresh { classes: CLASSES }, &mut params)?;
     let summary = match recipe.method {
@@ -37,9 +37,9 @@ pub fn build(trunk: &Path, recipe: &Recipe, device: &Device) -> Result<Model> {
 }
 
 /// The trunk with the adapter that was saved in `dir`: nothing of the trained model is reused.
-pub fn reload(trunk: &Path, dir: &Path, recipe: &Recipe, device: &Device) -> Result<Model> {
+pub fn reload(dir: &Path, recipe: &Recipe, device: &Device) -> Result<Model> {
     let dtype = recipe.dtype()?;
-    let mut trunk = Vit::load(trunk, device, dtype)?;
+    let mut trunk = Vit::load(&recipe.trunk, device, dtype)?;
     let (params, report) = graftwork::adapters::load_adapter(&mut trunk, dir, device, dtype)?;
     let total_params = trunk.frozen_numel() + params.numel();
     Ok(Model { trunk, params, total_params, summary: report.to_string() })
@@ -66,4 +66,31 @@ impl Model {
     pub fn save_adapter(&self, dir: &Path, recipe: &Recipe) -> Result<()> {
         graftwork::adapters::save_adapter(dir, &recipe.peft()?, &self.params)
     }
+}
+
+/// Tells one trunk from another: FNV-1a over the files that make it, of a long file the first 256 MiB and its length.
+pub fn fingerprint(trunk: &Path) -> Result<String> {
+    use std::io::Read;
+    const MOST: u64 = 256 << 20;
+    let mut hash = 0xCBF2_9CE4_8422_2325u64;
+    let mut add =
+        |bytes: &[u8]| bytes.iter().for_each(|&b| hash = (hash ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01B3));
+    for name in ["config.json", "model.safetensors"] {
+        let path = trunk.join(name);
+        let io = |source| Error::Io { path: path.clone(), source };
+        let info = std::fs::metadata(&path).map_err(io)?;
+        if !info.is_file() {
+            return Err(Error::File { path, reason: "is not a regular file".into() });
+        }
+        add(&info.len().to_le_bytes());
+        let mut file = std::fs::File::open(&path).map_err(io)?.take(MOST);
+        let mut part = vec![0; 1 << 20];
+        loop {
+            match file.read(&mut part).map_err(io)? {
+                0 => break,
+                n => add(&part[..n]),
+            }
+        }
+    }
+    Ok(format!("{hash:016x}"))
 }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use graftwork::Result;
 use graftwork::autograd::{Grads, Tape, Var};
 use graftwork::format::checkpoint::Progress;
 use graftwork::ops::{CrossEntropyOptions, cross_entropy};
 use graftwork::optim::{AdamW, AdamWConfig};
+use graftwork::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::{Pace, Recipe};
@@ -87,8 +87,8 @@ impl<'a> Trainer<'a> {
     }
 
     /// Steps until the recipe says stop, or Ctrl-C does. Checkpoints go to `out`.
-    pub fn run(&mut self, out: Option<&Path>, save_every: Option<u64>, interrupt: &Interrupt) -> Result<Trained> {
-        let first = self.step;
+    pub fn run(&mut self, out: Option<&Path>, interrupt: &Interrupt) -> Result<Trained> {
+        let (first, save_every) = (self.step, self.pace.save_every);
         let last = self.pace.last_step;
         let bar = progress(first, last);
         let start = Instant::now();
@@ -137,10 +137,27 @@ impl<'a> Trainer<'a> {
         if self.step == 0 {
             self.grads.audit()?.require_learning()?;
         }
+        if !loss.is_finite() {
+            return Err(self.diverged("loss", loss));
+        }
         self.optimizer.step(&self.model.params, &self.grads, self.pace.schedule.lr_at(self.step))?;
+        if self.optimizer.config().clip_norm.is_some() {
+            let norm = self.optimizer.gradient_norm().to_scalar()?;
+            if !norm.is_finite() {
+                return Err(self.diverged("gradient norm", norm));
+            }
+        }
         self.step += 1;
         self.losses.push(loss);
         Ok(loss)
+    }
+
+    /// Nothing is saved from here on: the last checkpoint is the last good state.
+    fn diverged(&self, what: &str, got: f64) -> Error {
+        Error::Autograd {
+            what: format!("training diverged: the {what} of step {} is {got}", self.step),
+            hint: "lower --lr or --alpha, or compute in a wider --dtype".into(),
+        }
     }
 
     fn micro_batch(&mut self, indices: &[usize], whole: usize, micro_step: u64) -> Result<f64> {

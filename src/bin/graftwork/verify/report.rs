@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::case::Case;
 use super::control::Control;
-use crate::output;
+use crate::output::{self, say};
 
 #[derive(Serialize)]
 pub struct Row {
@@ -134,16 +134,16 @@ impl Report {
         let header = ["op", "pass", "dtype", "shape", "device", "check", "error", "limit", "ok"];
         let shown: Vec<_> = self.rows.iter().filter(|r| all || !r.ok).map(Row::cells).collect();
         if !shown.is_empty() {
-            println!("{}", output::table(&header, &shown));
+            say!("{}", output::table(&header, &shown));
         }
         let ops: Vec<_> = self.summary.ops.iter().map(OpSummary::cells).collect();
-        println!("{}", output::table(&["op", "rows", "failed", "worst/limit", "checks"], &ops));
+        say!("{}", output::table(&["op", "rows", "failed", "worst/limit", "checks"], &ops));
         for control in &self.controls {
             let verdict = if control.rejected { "rejected, as it must be" } else { "NOT REJECTED" };
-            println!("negative control  {:<6}  {}: {verdict}", control.check, control.wrong);
+            say!("negative control  {:<6}  {}: {verdict}", control.check, control.wrong);
         }
         let Summary { rows, failed, seconds, .. } = &self.summary;
-        println!("\n{rows} rows on {}, {failed} failed, {seconds:.1} s", self.device);
+        say!("\n{rows} rows on {}, {failed} failed, {seconds:.1} s", self.device);
     }
 }
 
