@@ -130,21 +130,15 @@ fn tanh(x: f32) -> f32 {
     if x.abs() < 0.6 { near } else { far }
 }
 
-/// erf x, absolute error below 1e-7: a minimax odd polynomial below 1; above, 1 − e^{p(|x|)} with p a minimax fit of
+/// erf x, absolute error below 1.3e-7: a minimax odd polynomial below 1; above, 1 − e^{p(|x|)} with p a minimax fit of
 /// ln erfc on [1, 4], beyond which erf is 1 in f32.
 #[inline(always)]
 fn erf(x: f32) -> f32 {
+    // The fit's own leading coefficient: 2/√π rounded down. The nearest f32 lies above, and costs 3e-8 near 1.
+    const LEADING: f32 = std::f32::consts::FRAC_2_SQRT_PI.next_down();
     let near = x * polynomial(
         x * x,
-        [
-            7.889_119e-5,
-            -8.020_841e-4,
-            0.005_189_535,
-            -0.026_854_444,
-            0.112_836,
-            -0.376_126_26,
-            std::f32::consts::FRAC_2_SQRT_PI,
-        ],
+        [7.889_119e-5, -8.020_841e-4, 0.005_189_535, -0.026_854_444, 0.112_836, -0.376_126_26, LEADING],
     );
     let a = x.abs();
     let capped = if a > 4.0 { 4.0 } else { a };
