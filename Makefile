@@ -19,6 +19,7 @@ help:
 
 demo:
 	$(CARGO) build --release --features cli --bin graftwork
+	@rm -rf target/demo
 	$(graftwork) finetune --method lora,linear-probe $(device_flag) --out target/demo --json $(JSON)
 
 cuda:
