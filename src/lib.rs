@@ -13,7 +13,7 @@
 //! | [`adapters`] | LoRA and heads on a trunk, by module names; to and from PEFT files |
 //! | [`optim`] | AdamW and learning-rate schedules |
 //! | [`models`] | frozen trunks |
-//! | [`format`] | safetensors, PEFT, checkpoints; atomic writes |
+//! | [`mod@format`] | safetensors, PEFT, checkpoints; atomic writes |
 //! | [`kernels`] | the compiled kernels and what they take |
 //! | [`testing`] | the checks that decide what is right |
 
