@@ -279,7 +279,7 @@ fn resuming_with_other_options_is_refused() {
     assert_eq!(report["steps"], 4, "an option that says the same is fine");
 
     // A checkpoint comes from outside, like any file.
-    let state = out.join("step-000002").join("state.json");
+    let state = out.join("step-000004").join("state.json");
     let text = std::fs::read_to_string(&state).unwrap();
     for (from, to, word) in [
         ("\"batch\": 32", "\"batch\": 0", "0 images"),
@@ -288,7 +288,7 @@ fn resuming_with_other_options_is_refused() {
     ] {
         assert!(text.contains(from), "{text}");
         std::fs::write(&state, text.replace(from, to)).unwrap();
-        refused("--steps 4", &[("--resume", &out)], word);
+        refused("--steps 6", &[("--resume", &out)], word);
     }
 }
 
@@ -304,7 +304,7 @@ fn a_failing_save_leaves_the_last_checkpoint() {
     refused("--steps 6 --save-every 3", &[("--resume", &out), ("--out", &out)], "step-000006");
     assert_eq!(checkpoints(&out), [3]);
     assert_eq!(std::fs::read(&blocker).unwrap(), b"in the way");
-    let resumed = report("--steps 6", &dir, &[("--resume", &out)]);
+    let resumed = report("--steps 6", &dir, &[("--resume", &out), ("--out", &dir.join("elsewhere"))]);
     assert_eq!(bits(&straight), bits(&resumed));
 
     // A newer checkpoint that is damaged is passed over, and said to be.

@@ -51,7 +51,10 @@ pub fn probe(path: &Path) -> Result<()> {
     }
     if !path.exists() {
         let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        return probe_directory(parent);
+        return probe_directory(parent).map_err(|error| match error {
+            Error::Io { source, .. } => Error::Io { path: path.into(), source },
+            other => other,
+        });
     }
     std::fs::OpenOptions::new()
         .append(true)

@@ -202,7 +202,7 @@ impl Args {
             return Err(bad("save-every", "at least 1", "0".into()));
         }
         if self.save_every.is_some() && self.out.is_none() && self.resume.is_none() {
-            return Err(bad("out", "a directory, since --save-every is given", "absent".into()));
+            return Err(bad("save-every", "a run with --out DIR to write to", "given without one".into()));
         }
         if !(self.clip.is_finite() && self.clip >= 0.0) {
             return Err(bad("clip", "a finite number, 0 or more", self.clip.to_string()));
