@@ -53,6 +53,13 @@ pub(crate) trait Product: Copy + Send + Sync + 'static {
     unsafe fn product(out: MatMut<'_, Self>, keep: Option<Self>, lhs: Mat<'_, Self>, rhs: Mat<'_, Self>, scale: Self);
 }
 
+/// Multiplications below which one thread is faster than two: waking another takes about as long as it would save.
+const PARALLEL_FROM: usize = 16 << 20;
+
+fn parallelism(m: usize, n: usize, k: usize) -> Parallelism {
+    if m.saturating_mul(n).saturating_mul(k) < PARALLEL_FROM { Parallelism::None } else { Parallelism::Rayon(0) }
+}
+
 macro_rules! product {
     ($type:ty, $function:path) => {
         impl Product for $type {
@@ -85,7 +92,7 @@ macro_rules! product {
                         false,
                         false,
                         false,
-                        Parallelism::Rayon(0),
+                        parallelism(out.rows, out.cols, lhs.cols),
                     )
                 }
             }
