@@ -54,7 +54,7 @@ pub(crate) trait Product: Copy + Send + Sync + 'static {
 }
 
 /// Multiplications below which one thread is faster than two: waking another takes about as long as it would save.
-const PARALLEL_FROM: usize = 16 << 20;
+const PARALLEL_FROM: usize = 5 << 19;
 
 fn parallelism(m: usize, n: usize, k: usize) -> Parallelism {
     if m.saturating_mul(n).saturating_mul(k) < PARALLEL_FROM { Parallelism::None } else { Parallelism::Rayon(0) }
