@@ -1,4 +1,4 @@
-//! Adapters to and from files, in the layout of PEFT.
+//! Adapters to and from files, in the layout of PEFT or in graftwork's own.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,6 +8,7 @@ use super::{AttachReport, Trunk, lora};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::Result;
+use crate::format::adapter::NativeAdapter;
 use crate::format::peft::{AdapterFile, LoraPair, MODEL_FILE, Matcher, Modules, PeftConfig, full_key, lora_keys};
 use crate::tensor::{Init, ParamId, ParamSet, ParamSetBuilder, Tensor};
 
@@ -72,6 +73,23 @@ pub fn load_adapter(
         }
     }
     Ok((params, report))
+}
+
+/// The trained parameters under their own names, in f32, for a method that PEFT does not have. `settings` is how the method describes itself.
+pub fn native_adapter(method: &str, settings: serde_json::Value, params: &ParamSet) -> Result<NativeAdapter> {
+    let named = |id| Ok((params.get(id)?.name.clone(), on_host(params, id)?));
+    Ok(NativeAdapter { method: method.into(), settings, tensors: params.ids().map(named).collect::<Result<_>>()? })
+}
+
+/// Puts the tensors of a file into the parameters that a method has declared from its settings. Strict, as [`load_adapter`] is.
+pub fn restore_native(dir: &Path, file: &NativeAdapter, params: &ParamSet) -> Result<()> {
+    file.compare(params.params().iter().map(|p| (p.name.as_str(), &*p.dims))).into_result(&dir.join(MODEL_FILE))?;
+    for id in params.ids() {
+        if let Some(tensor) = file.tensors.get(&params.get(id)?.name) {
+            params.set(id, &tensor.to_f32_vec()?)?;
+        }
+    }
+    Ok(())
 }
 
 /// Gives every linear that the file stores in full a dense layer of the file's width.

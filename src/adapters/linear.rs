@@ -1,17 +1,26 @@
 //! A frozen linear with a place for an adapter.
 
-use super::lora::Lora;
+use std::fmt;
+use std::sync::Arc;
+
 use crate::autograd::{Tape, Var};
 use crate::error::Result;
 use crate::ops::{frozen_linear, linear};
 use crate::tensor::{FrozenWeight, ParamId};
+
+/// An adapter on a linear: computes the layer's output from its input, the frozen weight and the bias. It holds ids of parameters, not
+/// values, and never changes: whoever changes its form puts another in its place.
+pub trait LinearAdapter: fmt::Debug + Send + Sync {
+    /// `x [.., k]` to `[.., n]`.
+    fn forward(&self, tape: &mut Tape, x: &Var, weight: &FrozenWeight, bias: Option<&Var>) -> Result<Var>;
+}
 
 /// What sits on a linear.
 #[derive(Clone, Debug, Default)]
 pub enum Slot {
     #[default]
     Frozen,
-    Lora(Lora),
+    Adapted(Arc<dyn LinearAdapter>),
     /// The whole layer learns, in place of the frozen one.
     Dense {
         weight: ParamId,
@@ -53,11 +62,16 @@ impl AdaptedLinear {
         self.slot = slot;
     }
 
+    /// Puts `adapter` on this linear, in place of what was there.
+    pub fn adapt(&mut self, adapter: impl LinearAdapter + 'static) {
+        self.slot = Slot::Adapted(Arc::new(adapter));
+    }
+
     /// `[.., k]` to `[.., n]`.
     pub fn forward(&self, tape: &mut Tape, x: &Var) -> Result<Var> {
         match &self.slot {
             Slot::Frozen => frozen_linear(tape, x, &self.weight, self.bias.as_ref(), None),
-            Slot::Lora(lora) => lora.forward(tape, x, &self.weight, self.bias.as_ref()),
+            Slot::Adapted(adapter) => adapter.forward(tape, x, &self.weight, self.bias.as_ref()),
             Slot::Dense { weight, bias } => {
                 let weight = tape.param(*weight)?;
                 let bias = bias.map(|b| tape.param(b)).transpose()?;

@@ -5,7 +5,7 @@
 //! Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021; defaults and names as in PEFT.
 
 use super::attach::{AttachReport, Attached, for_targets};
-use super::{Slot, Trunk};
+use super::{LinearAdapter, Trunk};
 use crate::autograd::{Tape, Var};
 use crate::error::{Error, Result};
 use crate::format::peft::{Modules, PeftConfig};
@@ -24,8 +24,8 @@ pub struct Lora {
     pub site: u32,
 }
 
-impl Lora {
-    pub fn forward(&self, tape: &mut Tape, x: &Var, weight: &FrozenWeight, bias: Option<&Var>) -> Result<Var> {
+impl LinearAdapter for Lora {
+    fn forward(&self, tape: &mut Tape, x: &Var, weight: &FrozenWeight, bias: Option<&Var>) -> Result<Var> {
         let (a, b) = (tape.param(self.a)?, tape.param(self.b)?);
         let update = LowRank { a: &a, b: &b, scale: self.scale, dropout: self.dropout, site: self.site };
         frozen_linear(tape, x, weight, bias, Some(update))
@@ -111,8 +111,7 @@ pub(super) fn attach(config: &PeftConfig, trunk: &mut dyn Trunk, params: &mut Pa
         let b = params.add(format!("{module}.lora_B"), &[n, rank], Init::Zeros)?;
         params.first_gradient_may_vanish(a);
         let site = Stream::named(0, 0, &module).site;
-        let lora = Lora { a, b, scale: matcher.scale(&module), dropout: config.lora_dropout, site };
-        linear.set_slot(Slot::Lora(lora));
+        linear.adapt(Lora { a, b, scale: matcher.scale(&module), dropout: config.lora_dropout, site });
         Ok(Attached { module, rank, params: rank * (n + k) })
     })
 }

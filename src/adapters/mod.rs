@@ -1,27 +1,36 @@
-//! What learns: adapters on the linears of a frozen trunk.
+//! What learns: adapters on the linears of a frozen trunk, and between its sub-layers.
 //!
-//! A trunk lists its linears by module path ([`Trunk`]). An adapter's configuration picks some of them by name, declares its parameters in a
-//! [`ParamSetBuilder`](crate::tensor::ParamSetBuilder), and leaves a slot in each. The report says what matched and what did not.
+//! A trunk lists its linears and the places after its sub-layers by module path ([`Trunk`]). An adapter's configuration picks some of them by
+//! name, declares its parameters in a [`ParamSetBuilder`](crate::tensor::ParamSetBuilder), and leaves a [`LinearAdapter`] on each linear or
+//! an [`Insert`] in each place. The report says what matched and what did not.
 
 mod attach;
 mod files;
 mod head;
+mod insert;
 mod linear;
 mod lora;
 
 pub use attach::{AttachReport, Attached};
-pub use files::{adapter_file, load_adapter, save_adapter};
+pub use files::{adapter_file, load_adapter, native_adapter, restore_native, save_adapter};
 pub use head::{HeadInit, train_head};
-pub use linear::{AdaptedLinear, Slot};
+pub use insert::{Insert, InsertPoint};
+pub use linear::{AdaptedLinear, LinearAdapter, Slot};
 pub use lora::{Lora, LoraConfig, parse_targets};
 
 use crate::error::Result;
 
-/// A frozen model whose linears can be adapted.
+/// A frozen model that can be adapted.
 pub trait Trunk {
     /// Every linear, in the order of the forward pass, with its full module path. The last one is the output layer.
     ///
     /// # Errors
     /// [`Error::Autograd`](crate::Error::Autograd) while a tape still holds blocks of this trunk.
     fn linears(&mut self) -> Result<Vec<&mut AdaptedLinear>>;
+
+    /// Every place after a sub-layer, in the order of the forward pass.
+    ///
+    /// # Errors
+    /// As [`Trunk::linears`].
+    fn inserts(&mut self) -> Result<Vec<&mut InsertPoint>>;
 }

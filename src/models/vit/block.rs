@@ -1,10 +1,10 @@
-//! One pre-norm transformer block: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
+//! One pre-norm transformer block: `x + attention(norm(x))`, then `x + mlp(norm(x))`, with a place for a module after each sub-layer.
 //!
 //! Of the last block only the class token is read. It computes keys and values of all tokens, and everything else of that one alone:
 //! the same numbers, without the three quarters of the block that nobody looks at.
 
 use super::Norm;
-use crate::adapters::AdaptedLinear;
+use crate::adapters::{AdaptedLinear, InsertPoint};
 use crate::autograd::{Segment, Tape, Var};
 use crate::error::Result;
 use crate::ops::{Activation, AttentionOptions, Pooling, activation, attention, pool, scale_add};
@@ -37,9 +37,11 @@ pub(super) struct Block {
     pub k: AdaptedLinear,
     pub v: AdaptedLinear,
     pub o: AdaptedLinear,
+    pub after_attention: InsertPoint,
     pub norm_after: Norm,
     pub fc1: AdaptedLinear,
     pub fc2: AdaptedLinear,
+    pub after_mlp: InsertPoint,
     pub heads: usize,
     pub activation: Activation,
     pub read: Read,
@@ -48,6 +50,10 @@ pub(super) struct Block {
 impl Block {
     pub fn linears(&mut self) -> [&mut AdaptedLinear; 6] {
         [&mut self.q, &mut self.k, &mut self.v, &mut self.o, &mut self.fc1, &mut self.fc2]
+    }
+
+    pub fn inserts(&mut self) -> [&mut InsertPoint; 2] {
+        [&mut self.after_attention, &mut self.after_mlp]
     }
 
     pub fn frozen_linears(&self) -> [&AdaptedLinear; 6] {
@@ -66,12 +72,14 @@ impl Segment for Block {
         let mixed = attention(tape, &q, &k, &v, &options)?;
         let mixed = self.o.forward(tape, &mixed)?;
         let x = self.read.of(tape, x)?;
+        let mixed = self.after_attention.forward(tape, &x, mixed)?;
         let x = scale_add(tape, &x, &mixed, 1.0)?;
 
         let normed = self.norm_after.forward(tape, &x)?;
         let wide = self.fc1.forward(tape, &normed)?;
         let wide = activation(tape, &wide, self.activation)?;
         let narrow = self.fc2.forward(tape, &wide)?;
+        let narrow = self.after_mlp.forward(tape, &x, narrow)?;
         scale_add(tape, &x, &narrow, 1.0)
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::block::{Block, Read};
 use super::{Norm, Vit, VitConfig};
-use crate::adapters::AdaptedLinear;
+use crate::adapters::{AdaptedLinear, InsertPoint};
 use crate::autograd::Var;
 use crate::device::Device;
 use crate::dtype::DType;
@@ -52,9 +52,11 @@ impl Loader<'_> {
             k: self.linear(&path("attention.k_proj"), d, d)?,
             v: self.linear(&path("attention.v_proj"), d, d)?,
             o: self.linear(&path("attention.o_proj"), d, d)?,
+            after_attention: InsertPoint::new(path("attention"), d),
             norm_after: self.norm(&path("layernorm_after"))?,
             fc1: self.linear(&path("mlp.fc1"), wide, d)?,
             fc2: self.linear(&path("mlp.fc2"), d, wide)?,
+            after_mlp: InsertPoint::new(path("mlp"), d),
             heads: self.config.heads,
             activation: self.config.activation,
             read: if index + 1 == self.config.layers { Read::ClassToken } else { Read::All },

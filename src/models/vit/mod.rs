@@ -15,7 +15,7 @@ pub use config::VitConfig;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::adapters::{AdaptedLinear, Trunk};
+use crate::adapters::{AdaptedLinear, InsertPoint, Trunk};
 use crate::autograd::{Segment, Tape, Var};
 use crate::device::Device;
 use crate::dtype::DType;
@@ -116,13 +116,25 @@ impl Trunk for Vit {
     fn linears(&mut self) -> Result<Vec<&mut AdaptedLinear>> {
         let mut all = Vec::with_capacity(6 * self.blocks.len() + 1);
         for block in &mut self.blocks {
-            let block = Arc::get_mut(block).ok_or_else(|| Error::Autograd {
-                what: "a tape still holds a block of this trunk".into(),
-                hint: "drop the tape before attaching adapters".into(),
-            })?;
-            all.extend(block.linears());
+            all.extend(free(block)?.linears());
         }
         all.push(&mut self.classifier);
         Ok(all)
     }
+
+    fn inserts(&mut self) -> Result<Vec<&mut InsertPoint>> {
+        let mut all = Vec::with_capacity(2 * self.blocks.len());
+        for block in &mut self.blocks {
+            all.extend(free(block)?.inserts());
+        }
+        Ok(all)
+    }
+}
+
+/// A block that no tape holds.
+fn free(block: &mut Arc<Block>) -> Result<&mut Block> {
+    Arc::get_mut(block).ok_or_else(|| Error::Autograd {
+        what: "a tape still holds a block of this trunk".into(),
+        hint: "drop the tape before attaching adapters".into(),
+    })
 }
