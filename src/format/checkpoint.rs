@@ -1,7 +1,7 @@
 //! A training run on disk, to be taken up again bit for bit:
 //!
 //! ```text
-//! <run>/step-000120/adapter_config.json, adapter_model.safetensors    the adapter, which PEFT can load from here
+//! <run>/step-000120/adapter_config.json, adapter_model.safetensors    the adapter; one that PEFT has can be loaded from here
 //!                   state.safetensors     master parameters and both moments, flat; the losses so far
 //!                   state.json            where the run stands, and what it was: see [`State`]
 //! ```
@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::adapter::SavedAdapter;
 use super::atomic::{Transaction, remove_directory, resolve};
-use super::peft::AdapterFile;
 use super::safetensors::{self, SafeTensors};
 use super::{read_small, short};
 use crate::device::Device;
@@ -176,7 +176,7 @@ fn compare(name: &str, theirs: &Value, ours: &Value, out: &mut Vec<String>) {
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
     pub state: State,
-    pub adapter: AdapterFile,
+    pub adapter: SavedAdapter,
     /// `[flat_len]`, as [`ParamSet::master`]; the moments likewise.
     pub master: Tensor,
     pub first_moment: Tensor,
@@ -233,7 +233,7 @@ impl Checkpoint {
         let (state, file) = open(&path)?;
         let flat = |name| file.tensor(name, &Device::cpu())?.to_device(device);
         let losses = file.tensor(LOSSES, &Device::cpu())?.to_vec::<f64>()?;
-        let adapter = AdapterFile::load(&path)?;
+        let adapter = SavedAdapter::load(&path)?;
         let (master, first_moment, second_moment) = (flat(MASTER)?, flat(FIRST)?, flat(SECOND)?);
         Ok(Checkpoint { state, adapter, master, first_moment, second_moment, losses })
     }
@@ -317,7 +317,7 @@ pub fn prune(run: impl AsRef<Path>, keep: usize) -> Result<()> {
 fn complete(path: &Path) -> Result<()> {
     let home = resolve(path);
     open(&home)?;
-    AdapterFile::load(&home).map(drop)
+    SavedAdapter::load(&home).map(drop)
 }
 
 /// The checkpoints of a run by step. One that a crash left as `step-N.old` counts as `step-N`.
@@ -342,7 +342,7 @@ fn steps(run: &Path) -> Result<BTreeMap<u64, PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::super::atomic::Faulty;
-    use super::super::peft::{LoraPair, Modules, PeftConfig};
+    use super::super::peft::{AdapterFile, LoraPair, Modules, PeftConfig};
     use super::super::scratch::Scratch;
     use super::*;
     use crate::tensor::{Init, ParamSetBuilder};
@@ -371,7 +371,7 @@ mod tests {
         };
         Checkpoint {
             state: State::new(&params, progress, json!({"warmup": 1e-3}), config),
-            adapter,
+            adapter: adapter.into(),
             master: params.master().duplicate().unwrap(),
             first_moment: flat(f32::MIN_POSITIVE / 8.0),
             second_moment: flat(1e30 / 3.0),
@@ -400,7 +400,11 @@ mod tests {
             saved.master.to_bytes().unwrap(),
             "the file is untouched by writes"
         );
-        assert_eq!(again.adapter.lora["q"].b.to_bytes().unwrap(), saved.adapter.lora["q"].b.to_bytes().unwrap());
+        let b = |checkpoint: &Checkpoint| match &checkpoint.adapter {
+            SavedAdapter::Peft(file) => file.lora["q"].b.to_bytes().unwrap(),
+            SavedAdapter::Native(_) => panic!("not PEFT's"),
+        };
+        assert_eq!(b(&again), b(&saved));
         saved.save(scratch.path()).unwrap();
         assert_eq!(scratch.names(), ["step-000012"]);
     }
@@ -492,7 +496,9 @@ mod tests {
         let good = checkpoint(5);
         let path = good.save(scratch.path()).unwrap();
         let mut bad = checkpoint(5);
-        bad.adapter.config.r = 3;
+        if let SavedAdapter::Peft(file) = &mut bad.adapter {
+            file.config.r = 3;
+        }
         assert!(bad.save(scratch.path()).is_err(), "an adapter that fits no configuration");
         bad = checkpoint(5);
         bad.second_moment = bad.second_moment.slice(0, 0, 1).unwrap();

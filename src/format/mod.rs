@@ -4,6 +4,7 @@
 //! proportion to what the file claims, answers with a typed error that names the file, and is fuzzed (`fuzz/`). Everything
 //! written here goes through [`atomic`]: after a crash at any point the old file or the new one is there, whole.
 
+pub mod adapter;
 pub mod atomic;
 pub mod checkpoint;
 mod json;
