@@ -282,7 +282,7 @@ fn resuming_with_other_options_is_refused() {
     let state = out.join("step-000004").join("state.json");
     let text = std::fs::read_to_string(&state).unwrap();
     for (from, to, word) in [
-        ("\"batch\": 32", "\"batch\": 0", "0 images"),
+        ("\"batch\": 32", "\"batch\": 0", "0 samples"),
         ("\"accumulate\": 1", "\"accumulate\": 0", "0 micro-batches"),
         ("\"rank\": 8", "\"rank\": 0", "rank"),
     ] {

@@ -2,7 +2,6 @@
 
 mod bench;
 mod device;
-mod digits;
 mod doctor;
 mod finetune;
 mod output;

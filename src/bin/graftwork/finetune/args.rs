@@ -3,29 +3,14 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use graftwork::adapters::{LoraConfig, parse_targets};
-use graftwork::format::peft::{Modules, PeftConfig};
 use graftwork::optim::{Decay, Schedule};
 use graftwork::{DType, Error, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
+use super::methods::{self, Method};
+use super::tasks::{self, Task};
 use crate::device;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Method {
-    Lora,
-    LinearProbe,
-}
-
-impl Method {
-    pub fn name(self) -> &'static str {
-        match self {
-            Method::Lora => "lora",
-            Method::LinearProbe => "linear-probe",
-        }
-    }
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -56,31 +41,19 @@ impl From<DecayArg> for Decay {
 #[derive(clap::Args)]
 #[command(allow_negative_numbers = true)]
 pub struct Args {
+    /// What is learned
+    #[arg(long, value_parser = tasks::names(), default_value = "digits")]
+    pub task: String,
     /// What learns; several methods, separated by commas, are trained one after another and compared
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "lora")]
-    pub method: Vec<Method>,
-    /// Rank of each LoRA, 1 to 256
-    #[arg(long, default_value_t = 8)]
-    pub rank: usize,
-    /// LoRA's alpha; the update is scaled by alpha / rank [default: twice the rank]
-    #[arg(long)]
-    pub alpha: Option<f64>,
-    /// Scale by alpha / √rank instead
-    #[arg(long)]
-    pub rslora: bool,
-    /// Dropout on the input of each LoRA, in [0, 1)
-    #[arg(long, default_value_t = 0.0)]
-    pub dropout: f64,
-    /// Modules that get a LoRA: names separated by commas, all-linear, or regex:PATTERN
-    #[arg(long, default_value = "q_proj,v_proj")]
-    pub targets: String,
-    /// Passes over the training images [default: 50, unless --steps is given]
+    #[arg(long, value_parser = methods::names(), value_delimiter = ',', default_value = "lora")]
+    pub method: Vec<String>,
+    /// Passes over the training samples [default: 50, unless --steps is given]
     #[arg(long)]
     pub epochs: Option<u64>,
     /// Stop after this many optimizer steps, counted from the run's start: a resumed run goes on to it
     #[arg(long)]
     pub steps: Option<u64>,
-    /// Images in a micro-batch
+    /// Samples in a micro-batch
     #[arg(long, default_value_t = 32)]
     pub batch: usize,
     /// Micro-batches whose gradients add up to one step
@@ -120,15 +93,17 @@ pub struct Args {
     pub resume: Option<PathBuf>,
     #[arg(long, help = format!("Where to run: {} [default: a GPU if there is one]", device::HELP))]
     pub device: Option<String>,
-    /// Directory of the frozen trunk: config.json and model.safetensors, mapped and not to be changed while the run lasts
-    #[arg(long, value_name = "DIR", default_value = "data/digits/trunk")]
-    pub trunk: PathBuf,
-    /// Directory of digits.safetensors
-    #[arg(long, value_name = "DIR", default_value = "data/digits")]
-    pub data: PathBuf,
+    /// Directory of the frozen trunk, mapped and not to be changed while the run lasts [default: the one that ships for the task]
+    #[arg(long, value_name = "DIR")]
+    pub trunk: Option<PathBuf>,
+    /// Directory of the task's data [default: the one that ships]
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
     /// Write the report as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    #[command(flatten)]
+    pub methods: methods::Options,
     /// Options that stand on the command line, as opposed to defaults; see [`Args::note_given`]
     #[arg(skip)]
     pub given: Vec<String>,
@@ -137,12 +112,11 @@ pub struct Args {
 /// What a run computes. Part of every checkpoint: a resumed run has the same, whatever the defaults say then.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
-    pub method: Method,
-    pub rank: usize,
-    pub alpha: f64,
-    pub rslora: bool,
-    pub dropout: f64,
-    pub targets: String,
+    pub task: String,
+    pub method: String,
+    /// Of the method.
+    #[serde(flatten)]
+    pub settings: Map<String, Value>,
     pub batch: usize,
     pub accumulate: usize,
     pub weight_decay: f64,
@@ -172,12 +146,18 @@ impl Args {
         self.given = matches.ids().filter(given).map(|id| id.as_str().to_string()).collect();
     }
 
-    /// The recipe of a run that starts now.
-    pub fn recipe(&self, method: Method) -> Result<Recipe> {
-        self.recipe_on(method, super::setup::fingerprint(&self.trunk)?)
+    /// Where the frozen trunk lies.
+    pub fn trunk(&self) -> Result<PathBuf> {
+        let shipped = tasks::by_name(&self.task)?.trunk;
+        Ok(self.trunk.clone().unwrap_or_else(|| shipped.into()))
     }
 
-    pub fn recipe_on(&self, method: Method, trunk_fingerprint: String) -> Result<Recipe> {
+    /// The recipe of a run of `method` that starts now.
+    pub fn recipe(&self, method: &str, task: &dyn Task) -> Result<Recipe> {
+        self.recipe_on(method, tasks::fingerprint(&self.trunk()?, task.trunk_files())?)
+    }
+
+    pub fn recipe_on(&self, method: &str, trunk_fingerprint: String) -> Result<Recipe> {
         let bad = |argument, expected: &str, got: String| Error::Value {
             op: "finetune",
             argument,
@@ -195,7 +175,7 @@ impl Args {
             return Err(bad("accumulate", "at least 1", "0".into()));
         }
         if !fits_counters(self.batch, self.accumulate) {
-            let expected = format!("with --accumulate {} at most {} images a step", self.accumulate, u32::MAX);
+            let expected = format!("with --accumulate {} at most {} samples a step", self.accumulate, u32::MAX);
             return Err(bad("batch", &expected, self.batch.to_string()));
         }
         if self.save_every == Some(0) {
@@ -210,27 +190,26 @@ impl Args {
         if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
             return Err(bad("weight-decay", "a finite number, 0 or more", self.weight_decay.to_string()));
         }
-        let recipe = Recipe {
-            method,
-            rank: self.rank,
-            alpha: self.alpha.unwrap_or(2.0 * self.rank as f64),
-            rslora: self.rslora,
-            dropout: self.dropout,
-            targets: self.targets.clone(),
+        let settings = match (methods::by_name(method)?.settings)(&self.methods)? {
+            Value::Object(settings) => settings,
+            other => return Err(bad("method", "settings with names", other.to_string())),
+        };
+        Ok(Recipe {
+            task: self.task.clone(),
+            method: method.into(),
+            settings,
             batch: self.batch,
             accumulate: self.accumulate,
             weight_decay: self.weight_decay,
             clip: self.clip,
             seed: self.seed,
             dtype: self.dtype.clone(),
-            trunk: self.trunk.clone(),
+            trunk: self.trunk()?,
             trunk_fingerprint,
-        };
-        recipe.lora()?;
-        Ok(recipe)
+        })
     }
 
-    /// The pace of a run that starts now over `samples` images. The schedule's horizon is --epochs if given, else --steps; a run with
+    /// The pace of a run that starts now over `samples` samples. The schedule's horizon is --epochs if given, else --steps; a run with
     /// --steps alone keeps its rate constant, so that it can be resumed to a later step and be the same run.
     pub fn pace(&self, recipe: &Recipe, samples: usize) -> Result<Pace> {
         let by_epochs = self.epochs.unwrap_or(DEFAULT_EPOCHS).saturating_mul(recipe.steps_per_epoch(samples));
@@ -263,9 +242,9 @@ impl Args {
     }
 }
 
-/// Whether the images of a step can be counted, and there are any.
+/// Whether the samples of a step can be counted, and there are any.
 fn fits_counters(batch: usize, accumulate: usize) -> bool {
-    batch.checked_mul(accumulate).is_some_and(|images| images > 0 && u32::try_from(images).is_ok())
+    batch.checked_mul(accumulate).is_some_and(|samples| samples > 0 && u32::try_from(samples).is_ok())
 }
 
 impl Recipe {
@@ -274,32 +253,20 @@ impl Recipe {
         fits_counters(self.batch, self.accumulate)
     }
 
-    pub fn lora(&self) -> Result<LoraConfig> {
-        Ok(LoraConfig {
-            rank: self.rank,
-            alpha: self.alpha,
-            rslora: self.rslora,
-            dropout: self.dropout,
-            targets: parse_targets(&self.targets)?,
-            ..LoraConfig::default()
-        })
+    pub fn method(&self) -> Result<Box<dyn Method>> {
+        (methods::by_name(&self.method)?.open)(&self.settings())
     }
 
-    /// As adapter files say it. A linear probe targets no module and saves the classifier.
-    pub fn peft(&self) -> Result<PeftConfig> {
-        Ok(match self.method {
-            Method::Lora => self.lora()?.to_peft(&["classifier"]),
-            Method::LinearProbe => {
-                PeftConfig { modules_to_save: vec!["classifier".into()], ..PeftConfig::new(Modules::Names(Vec::new())) }
-            }
-        })
+    /// Of the method, as its file understands them.
+    pub fn settings(&self) -> Value {
+        Value::Object(self.settings.clone())
     }
 
     pub fn dtype(&self) -> Result<DType> {
         self.dtype.parse()
     }
 
-    /// Optimizer steps of one pass over `samples` images.
+    /// Optimizer steps of one pass over `samples` samples.
     pub fn steps_per_epoch(&self, samples: usize) -> u64 {
         samples.div_ceil(self.batch * self.accumulate) as u64
     }

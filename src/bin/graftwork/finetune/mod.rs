@@ -1,23 +1,27 @@
-//! `graftwork finetune`: adapt the frozen trunk to digits that it has never seen.
+//! `graftwork finetune`: adapt a frozen trunk to a task. What is learned is a task ([`tasks`]), what learns a method ([`methods`]); either
+//! is added without touching the other, or this.
 
 mod args;
+mod methods;
+mod model;
 mod report;
 mod resume;
-mod setup;
+mod tasks;
 mod train;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 pub use args::Args;
-use args::{Method, Recompute};
+use args::Recompute;
 use graftwork::device::on_workers;
 use graftwork::{Device, Error, Result};
+use model::Adapted;
 use report::{Report, RunReport};
+use tasks::Task;
 use train::Trainer;
 
 use super::device;
-use super::digits::Digits;
 use super::output::{self, say};
 
 /// Exit code of a run that Ctrl-C ended: 128 + SIGINT, as shells do.
@@ -25,14 +29,9 @@ const INTERRUPTED: u8 = 130;
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     let device = device::open(args.device.as_deref())?;
-    let digits = Digits::load(&args.data, 5..10)?;
-    say!(
-        "digits 5 to 9: {} to train on, {} held out; trunk {} (never saw these digits); device {}",
-        digits.train.len(),
-        digits.test.len(),
-        args.trunk.display(),
-        device.name()
-    );
+    let entry = tasks::by_name(&args.task)?;
+    let task = (entry.open)(args.data.as_deref().unwrap_or(Path::new(entry.data)))?;
+    say!("{}: {}; trunk {}; device {}", task.title(), task.about(), args.trunk()?.display(), device.name());
     if let Some(path) = &args.json {
         output::probe(path)?;
     }
@@ -47,8 +46,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let interrupt = train::Interrupt::install();
     let mut runs = Vec::new();
-    for &method in &args.method {
-        let run = on_workers(|| one(args, method, &device, &digits, &interrupt))?;
+    for method in &args.method {
+        let run = on_workers(|| one(args, method, &*task, &device, &interrupt))?;
         let stopped = run.interrupted;
         runs.push(run);
         if stopped {
@@ -65,48 +64,42 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// One method from start to reloaded adapter.
-fn one(
-    args: &Args,
-    method: Method,
-    device: &Device,
-    digits: &Digits,
-    interrupt: &train::Interrupt,
-) -> Result<RunReport> {
+fn one(args: &Args, method: &str, task: &dyn Task, device: &Device, interrupt: &train::Interrupt) -> Result<RunReport> {
     let place = |dir: &Option<PathBuf>| dir.as_deref().map(|dir| method_dir(dir, method, args.method.len()));
     let resumed = place(&args.resume);
     // A resumed run goes on in its own directory unless told otherwise.
     let out = place(&args.out).or_else(|| resumed.as_deref().map(resume::run_directory));
     let mut trainer = match &resumed {
-        Some(dir) => resume::resume(dir, args, method, device, digits)?,
+        Some(dir) => resume::resume(dir, args, method, task, device)?,
         None => {
             if let Some(dir) = &out {
                 resume::require_no_checkpoints(dir)?;
             }
-            let recipe = args.recipe(method)?;
-            let pace = args.pace(&recipe, digits.train.len())?;
-            Trainer::start(setup::build(&recipe, device)?, recipe, pace, digits)?
+            let recipe = args.recipe(method, task)?;
+            let pace = args.pace(&recipe, task.samples())?;
+            Trainer::start(Adapted::fresh(&recipe, task, device)?, recipe, pace, task.samples())?
         }
     };
     trainer.recompute_blocks = args.recompute == Recompute::Blocks;
     let recipe = trainer.recipe.clone();
-    say!("\n{}: {}", recipe.method.name(), trainer.model.summary);
+    say!("\n{}: {}", recipe.method, trainer.adapted.summary);
     if let Some(dir) = &out {
         std::fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.clone(), source })?;
         output::probe_directory(dir)?;
     }
-    let before = trainer.model.accuracy(&digits.test)?;
+    let before = trainer.adapted.scores()?;
     let all_tracked = trainer.bytes_if_all_tracked()?;
     let trained = trainer.run(out.as_deref(), interrupt)?;
-    let after = trainer.model.accuracy(&digits.test)?;
+    let after = trainer.adapted.scores()?;
     let saved_to = tempdir_unless(out.as_deref())?;
-    trainer.model.save_adapter(saved_to.path(), &recipe)?;
-    let reloaded = setup::reload(saved_to.path(), &recipe, device)?.accuracy(&digits.test)?;
-    Ok(RunReport::new(&trainer, trained, [before, after, reloaded], all_tracked, out))
+    trainer.adapted.saved(&recipe)?.save(saved_to.path())?;
+    let reloaded = Adapted::reload(saved_to.path(), &recipe, task, device)?.scores()?;
+    Ok(RunReport::new(&trainer, task.title(), trained, [before, after, reloaded], all_tracked, out))
 }
 
 /// A directory per method when several are compared.
-fn method_dir(dir: &Path, method: Method, methods: usize) -> PathBuf {
-    if methods > 1 { dir.join(method.name()) } else { dir.to_path_buf() }
+fn method_dir(dir: &Path, method: &str, methods: usize) -> PathBuf {
+    if methods > 1 { dir.join(method) } else { dir.to_path_buf() }
 }
 
 /// The run's own directory, or one that is removed afterwards: the adapter is saved and loaded back either way.

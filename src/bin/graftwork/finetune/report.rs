@@ -1,5 +1,6 @@
 //! What a run found, as a table and as JSON.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Serialize, Serializer};
@@ -10,14 +11,18 @@ use crate::output;
 
 #[derive(Serialize)]
 pub struct RunReport {
-    pub task: &'static str,
+    pub task: String,
     pub device: String,
-    pub method: &'static str,
+    pub method: String,
+    /// What the adapter is, in a few words.
+    pub adapter: String,
     pub trainable_params: usize,
     pub total_params: usize,
-    pub accuracy_before: f64,
-    pub accuracy_after: f64,
-    pub accuracy_reloaded: f64,
+    /// `accuracy_before`, `accuracy_after`, `accuracy_reloaded`, and so for every score of the task.
+    #[serde(flatten)]
+    pub scores: BTreeMap<String, f64>,
+    /// The score to compare by.
+    pub score: &'static str,
     pub losses: Vec<f64>,
     pub steps: u64,
     pub seconds_train: f64,
@@ -35,20 +40,21 @@ pub struct RunReport {
 impl RunReport {
     pub fn new(
         trainer: &Trainer,
+        task: String,
         trained: Trained,
-        [before, after, reloaded]: [f64; 3],
+        scores: [Scores; 3],
         all_tracked: usize,
         out: Option<PathBuf>,
     ) -> Self {
         RunReport {
-            task: "digits 5 to 9",
-            device: trainer.model.trunk.device().name(),
-            method: trainer.recipe.method.name(),
-            trainable_params: trainer.model.params.numel(),
-            total_params: trainer.model.total_params,
-            accuracy_before: before,
-            accuracy_after: after,
-            accuracy_reloaded: reloaded,
+            task,
+            device: trainer.adapted.model.device().name(),
+            method: trainer.recipe.method.clone(),
+            adapter: trainer.adapted.method.note(),
+            trainable_params: trainer.adapted.params.numel(),
+            total_params: trainer.adapted.total_params(),
+            score: scores[0].first().map_or("score", |(name, _)| name),
+            scores: named(&scores),
             losses: trainer.losses.clone(),
             steps: trainer.step,
             seconds_train: trained.seconds,
@@ -61,6 +67,17 @@ impl RunReport {
             out,
         }
     }
+}
+
+/// Name and value, the one to compare by first.
+pub type Scores = Vec<(&'static str, f64)>;
+
+const MOMENTS: [&str; 3] = ["before", "after", "reloaded"];
+
+fn named(scores: &[Scores; 3]) -> BTreeMap<String, f64> {
+    let all = MOMENTS.iter().zip(scores);
+    all.flat_map(|(moment, scores)| scores.iter().map(move |(name, value)| (format!("{name}_{moment}"), *value)))
+        .collect()
 }
 
 /// The first run's fields at the top, and all runs in a list.
@@ -88,6 +105,7 @@ impl Report {
     pub fn table(&self) -> String {
         let header = [
             "method",
+            "adapter",
             "trainable",
             "share",
             "before",
@@ -105,13 +123,16 @@ impl Report {
 }
 
 fn row(run: &RunReport) -> Vec<String> {
+    let score =
+        |moment: &str| run.scores.get(&format!("{}_{moment}", run.score)).map_or("-".into(), |s| output::percent(*s));
     vec![
-        run.method.to_string(),
+        run.method.clone(),
+        run.adapter.clone(),
         run.trainable_params.to_string(),
         output::percent(run.trainable_params as f64 / run.total_params as f64),
-        output::percent(run.accuracy_before),
-        output::percent(run.accuracy_after),
-        output::percent(run.accuracy_reloaded),
+        score("before"),
+        score("after"),
+        score("reloaded"),
         run.steps.to_string(),
         format!("{:.1}", run.seconds_train),
         format!("{:.1}", run.steps_per_second),

@@ -3,26 +3,26 @@
 use crate::output::say;
 use std::path::{Path, PathBuf};
 
-use graftwork::adapters::adapter_file;
 use graftwork::format::checkpoint::{self, Checkpoint, State};
 use graftwork::{Device, Error, Result};
 use serde_json::Value;
 
-use super::args::{Args, Method, Pace, Recipe};
-use super::setup;
+use super::args::{Args, Pace, Recipe};
+use super::methods;
+use super::model::Adapted;
+use super::tasks::{self, Task};
 use super::train::Trainer;
-use crate::digits::Digits;
 
 /// Checkpoints that stay in a run's directory.
 const KEEP: usize = 3;
 
 /// Writes `dir/step-NNNNNN`, whole or not at all, and removes the oldest beyond [`KEEP`].
 pub fn save(dir: &Path, trainer: &Trainer) -> Result<()> {
-    let params = &trainer.model.params;
+    let params = &trainer.adapted.params;
     let (first, second) = trainer.optimizer.moments();
     let checkpoint = Checkpoint {
         state: State::new(params, trainer.progress(), as_value(dir, &trainer.pace)?, as_value(dir, &trainer.recipe)?),
-        adapter: adapter_file(&trainer.recipe.peft()?, params)?,
+        adapter: trainer.adapted.saved(&trainer.recipe)?,
         master: params.master().clone(),
         first_moment: first.clone(),
         second_moment: second.clone(),
@@ -53,29 +53,29 @@ pub fn require_no_checkpoints(dir: &Path) -> Result<()> {
 }
 
 /// The newest complete checkpoint in `dir`, or `dir` itself if it is one, ready to train on.
-pub fn resume<'a>(dir: &Path, args: &Args, method: Method, device: &Device, digits: &'a Digits) -> Result<Trainer<'a>> {
+pub fn resume(dir: &Path, args: &Args, method: &str, task: &dyn Task, device: &Device) -> Result<Trainer> {
     let path = if is_checkpoint(dir) { dir.to_path_buf() } else { newest(dir)? };
     let saved = Checkpoint::load(&path, device)?;
     let mut recipe: Recipe = from_value(&path, &saved.state.config)?;
-    if args.given.iter().any(|given| given == "trunk") {
-        recipe.trunk.clone_from(&args.trunk);
+    if let Some(trunk) = &args.trunk {
+        recipe.trunk.clone_from(trunk);
     }
     if !recipe.is_sound() {
-        let reason = format!("has {} micro-batches of {} images a step", recipe.accumulate, recipe.batch);
+        let reason = format!("has {} micro-batches of {} samples a step", recipe.accumulate, recipe.batch);
         return Err(Error::File { path, reason });
     }
     let mut pace: Pace = from_value(&path, &saved.state.schedule)?;
     hold_to_what_was_given(&path, args, method, &recipe, &pace)?;
-    if setup::fingerprint(&recipe.trunk)? != recipe.trunk_fingerprint {
+    if tasks::fingerprint(&recipe.trunk, task.trunk_files())? != recipe.trunk_fingerprint {
         let reason =
             format!("was trained on another trunk than {}; pass --trunk DIR of that one", recipe.trunk.display());
         return Err(Error::File { path, reason });
     }
     pace.save_every = args.save_every.or(pace.save_every);
-    pace.last_step = args.last_step(&recipe, digits.train.len(), pace.last_step);
-    let model = setup::build(&recipe, device)?;
-    saved.restore(&path, &model.params)?;
-    let mut trainer = Trainer::start(model, recipe, pace, digits)?;
+    pace.last_step = args.last_step(&recipe, task.samples(), pace.last_step);
+    let adapted = Adapted::fresh(&recipe, task, device)?;
+    saved.restore(&path, &adapted.params)?;
+    let mut trainer = Trainer::start(adapted, recipe, pace, task.samples())?;
     trainer.optimizer.restore(&saved.first_moment, &saved.second_moment, saved.state.progress.step)?;
     trainer.step = saved.state.progress.step;
     trainer.losses = saved.losses;
@@ -92,9 +92,9 @@ pub fn resume<'a>(dir: &Path, args: &Args, method: Method, device: &Device, digi
 
 fn newest(dir: &Path) -> Result<PathBuf> {
     let Some(latest) = checkpoint::latest(dir)? else {
-        let below: Vec<String> = [Method::Lora, Method::LinearProbe]
-            .map(|method| dir.join(method.name()))
+        let below: Vec<String> = methods::ALL
             .iter()
+            .map(|method| dir.join(method.name))
             .filter(|run| run.is_dir())
             .map(|run| run.display().to_string())
             .collect();
@@ -112,12 +112,8 @@ fn newest(dir: &Path) -> Result<PathBuf> {
 }
 
 /// A resumed run has the recipe of its checkpoint. An option on the command line that says otherwise is an error, not ignored.
-fn hold_to_what_was_given(path: &Path, args: &Args, method: Method, recipe: &Recipe, pace: &Pace) -> Result<()> {
-    let asked = Recipe {
-        alpha: args.alpha.unwrap_or(recipe.alpha),
-        trunk: recipe.trunk.clone(),
-        ..args.recipe_on(method, recipe.trunk_fingerprint.clone())?
-    };
+fn hold_to_what_was_given(path: &Path, args: &Args, method: &str, recipe: &Recipe, pace: &Pace) -> Result<()> {
+    let asked = Recipe { trunk: recipe.trunk.clone(), ..args.recipe_on(method, recipe.trunk_fingerprint.clone())? };
     let (asked, saved) = (as_value(path, &asked)?, as_value(path, recipe)?);
     let mut differ: Vec<String> = args
         .given

@@ -5,29 +5,28 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use graftwork::autograd::{Grads, Tape, Var};
+use graftwork::autograd::{Grads, Tape};
 use graftwork::format::checkpoint::Progress;
-use graftwork::ops::{CrossEntropyOptions, cross_entropy};
 use graftwork::optim::{AdamW, AdamWConfig};
 use graftwork::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::{Pace, Recipe};
-use super::resume;
-use super::setup::Model;
-use crate::digits::{Digits, Samples};
+use super::model::Adapted;
+use super::{resume, tasks};
 
-pub struct Trainer<'a> {
-    pub model: Model,
+pub struct Trainer {
+    pub adapted: Adapted,
     pub recipe: Recipe,
     pub pace: Pace,
     pub recompute_blocks: bool,
     pub optimizer: AdamW,
     pub losses: Vec<f64>,
     pub step: u64,
-    train: &'a Samples,
+    /// To train on.
+    samples: usize,
     grads: Grads,
-    /// On the CPU without dropout, the halves of a micro-batch run side by side, each into gradients of its own: on small trunks that keeps
+    /// On the CPU without dropout, where the task allows it, the halves of a micro-batch run side by side, each into gradients of its own: on small trunks that keeps
     /// two cores busier than sharing out single ops does. Always halves, whatever the number of threads, so that the bits stay the same.
     other_grads: Option<Grads>,
     peak_bytes: usize,
@@ -68,26 +67,27 @@ impl Interrupt {
     }
 }
 
-impl<'a> Trainer<'a> {
-    pub fn start(model: Model, recipe: Recipe, pace: Pace, digits: &'a Digits) -> Result<Self> {
+impl Trainer {
+    pub fn start(adapted: Adapted, recipe: Recipe, pace: Pace, samples: usize) -> Result<Self> {
         let config = AdamWConfig {
             weight_decay: recipe.weight_decay,
             clip_norm: (recipe.clip > 0.0).then_some(recipe.clip),
             ..AdamWConfig::default()
         };
-        let optimizer = AdamW::new(config, &model.params)?;
-        let grads = Grads::zeros(&model.params)?;
-        let halved = model.trunk.device().is_cpu() && recipe.dropout == 0.0;
-        let other_grads = if halved { Some(Grads::zeros(&model.params)?) } else { None };
+        let (model, params) = (&adapted.model, &adapted.params);
+        let optimizer = AdamW::new(config, params)?;
+        let grads = Grads::zeros(params)?;
+        let halved = model.device().is_cpu() && model.divides() && !adapted.method.is_random();
+        let other_grads = if halved { Some(Grads::zeros(params)?) } else { None };
         Ok(Trainer {
-            model,
+            adapted,
             recipe,
             pace,
             recompute_blocks: false,
             optimizer,
             losses: Vec::new(),
             step: 0,
-            train: &digits.train,
+            samples,
             grads,
             other_grads,
             peak_bytes: 0,
@@ -118,7 +118,7 @@ impl<'a> Trainer<'a> {
                 break;
             }
         }
-        self.model.trunk.device().synchronize()?;
+        self.adapted.model.device().synchronize()?;
         let seconds = start.elapsed().as_secs_f64();
         bar.finish();
         if let Some(dir) = out
@@ -135,7 +135,7 @@ impl<'a> Trainer<'a> {
         Ok(Trained { seconds, steps, retained_peak_bytes: self.peak_bytes, interrupted })
     }
 
-    /// One optimizer step over `accumulate` micro-batches, each loss divided by the images of them all.
+    /// One optimizer step over `accumulate` micro-batches, each loss divided by the samples of them all.
     fn one_step(&mut self) -> Result<f64> {
         let indices = self.indices(self.step);
         let mut loss = 0.0;
@@ -149,7 +149,7 @@ impl<'a> Trainer<'a> {
         if !loss.is_finite() {
             return Err(self.diverged("loss", loss));
         }
-        self.optimizer.step(&self.model.params, &self.grads, self.pace.schedule.lr_at(self.step))?;
+        self.optimizer.step(&self.adapted.params, &self.grads, self.pace.schedule.lr_at(self.step))?;
         if self.optimizer.config().clip_norm.is_some() {
             let norm = self.optimizer.gradient_norm().to_scalar()?;
             if !norm.is_finite() {
@@ -171,8 +171,7 @@ impl<'a> Trainer<'a> {
 
     fn micro_batch(&mut self, indices: &[usize], whole: usize, micro_step: u64) -> Result<f64> {
         let pass = Pass {
-            model: &self.model,
-            train: self.train,
+            adapted: &self.adapted,
             seed: self.recipe.seed,
             recompute_blocks: self.recompute_blocks,
             whole,
@@ -191,14 +190,14 @@ impl<'a> Trainer<'a> {
         Ok(a + b)
     }
 
-    /// The images of one step. An epoch's last step takes what is left.
+    /// The samples of one step. An epoch's last step takes what is left.
     fn indices(&mut self, step: u64) -> Vec<usize> {
-        let per_epoch = self.recipe.steps_per_epoch(self.train.len()).max(1);
+        let per_epoch = self.recipe.steps_per_epoch(self.samples).max(1);
         let each = self.recipe.batch * self.recipe.accumulate;
         let at = (step % per_epoch) as usize * each;
         let epoch = step / per_epoch;
         if self.order.0 != Some(epoch) {
-            self.order = (Some(epoch), self.train.order(self.recipe.seed, epoch));
+            self.order = (Some(epoch), tasks::order(self.samples, self.recipe.seed, epoch));
         }
         let order = &self.order.1;
         order[at..(at + each).min(order.len())].to_vec()
@@ -206,15 +205,15 @@ impl<'a> Trainer<'a> {
 
     /// What an autograd that tracks every weight would keep of one full micro-batch, by the same ledger.
     pub fn bytes_if_all_tracked(&self) -> Result<usize> {
-        let mut tape = Tape::accounting(&self.model.params);
-        let indices: Vec<usize> = (0..self.recipe.batch.min(self.train.len())).collect();
-        loss(&self.model, self.train, &mut tape, &indices, indices.len())?;
+        let mut tape = Tape::accounting(&self.adapted.params);
+        let indices: Vec<usize> = (0..self.recipe.batch.min(self.samples)).collect();
+        self.adapted.loss(&mut tape, &indices, indices.len())?;
         Ok(tape.ledger().peak_bytes())
     }
 
     /// Where the run stands, for a checkpoint.
     pub fn progress(&self) -> Progress {
-        let per_epoch = self.recipe.steps_per_epoch(self.train.len()).max(1);
+        let per_epoch = self.recipe.steps_per_epoch(self.samples).max(1);
         Progress {
             step: self.step,
             micro_step: self.step * self.recipe.accumulate as u64,
@@ -225,33 +224,25 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// Forward and backward of some images, on whichever thread.
+/// Forward and backward of some samples, on whichever thread.
 struct Pass<'a> {
-    model: &'a Model,
-    train: &'a Samples,
+    adapted: &'a Adapted,
     seed: u64,
     recompute_blocks: bool,
-    /// Images of the whole step, which the loss is divided by.
+    /// Samples of the whole step, which the loss is divided by.
     whole: usize,
     micro_step: u64,
 }
 
 impl Pass<'_> {
-    /// The images' share of the loss, and the most bytes that were kept.
+    /// The samples' share of the loss, and the most bytes that were kept.
     fn run(&self, indices: &[usize], grads: &mut Grads) -> Result<(f64, usize)> {
-        let mut tape = Tape::training(&self.model.params, self.seed, self.micro_step as u32)
+        let mut tape = Tape::training(&self.adapted.params, self.seed, self.micro_step as u32)
             .recompute_blocks(self.recompute_blocks);
-        let loss = loss(self.model, self.train, &mut tape, indices, self.whole)?;
+        let loss = self.adapted.loss(&mut tape, indices, self.whole)?;
         let done = tape.backward(&loss, grads)?;
         Ok((loss.tensor().to_scalar()?, done.ledger.peak_bytes()))
     }
-}
-
-fn loss(model: &Model, train: &Samples, tape: &mut Tape, indices: &[usize], whole: usize) -> Result<Var> {
-    let batch = train.batch(indices, model.trunk.device(), model.trunk.dtype())?;
-    let logits = model.trunk.forward(tape, &Var::constant(batch.pixels))?;
-    let options = CrossEntropyOptions { denominator: Some(whole as u64), ..CrossEntropyOptions::default() };
-    cross_entropy(tape, &logits, &batch.targets, &options)
 }
 
 /// `sum += part`, `part = 0`, on the CPU.

@@ -4,7 +4,6 @@
 use std::path::Path;
 
 use graftwork::format::safetensors::SafeTensors;
-use graftwork::rng::Stream;
 use graftwork::{Device, Error, Result, Tensor};
 
 pub const SIDE: usize = 8;
@@ -75,13 +74,5 @@ impl Samples {
             pixels: Tensor::from_f32(device, &[indices.len(), 1, SIDE, SIDE], &pixels, dtype)?,
             targets: Tensor::from_slice(device, &[indices.len()], &targets)?,
         })
-    }
-
-    /// The order in which epoch `epoch` visits the samples: a function of (seed, epoch) alone, so a resumed run needs no state.
-    pub fn order(&self, seed: u64, epoch: u64) -> Vec<usize> {
-        let stream = Stream::named(seed, epoch as u32, "data order");
-        let mut order: Vec<usize> = (0..self.len()).collect();
-        order.sort_by_key(|&i| (stream.bits(i as u64), i));
-        order
     }
 }

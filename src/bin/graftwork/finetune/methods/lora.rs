@@ -1,0 +1,92 @@
+//! LoRA, saved as PEFT saves it.
+
+use std::path::Path;
+
+use graftwork::Result;
+use graftwork::adapters::{LoraConfig, Trunk, adapter_file, load_adapter, parse_targets};
+use graftwork::format::adapter::SavedAdapter;
+use graftwork::tensor::{ParamSet, ParamSetBuilder};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Entry, Method, Model, open, to_value};
+
+pub const ENTRY: Entry =
+    Entry { name: "lora", about: "Low-rank updates of linears", settings: |o| Lora::from(&o.lora), open: open::<Lora> };
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "Low-rank and shared adapter options")]
+pub struct LoraOptions {
+    /// Modules that get an adapter: names separated by commas, all-linear, or regex:PATTERN
+    #[arg(long, default_value = "q_proj,v_proj")]
+    pub targets: String,
+    /// Rank of each LoRA, 1 to 256
+    #[arg(long, default_value_t = 8)]
+    pub rank: usize,
+    /// LoRA's alpha; the update is scaled by alpha / rank [default: twice the rank]
+    #[arg(long)]
+    pub alpha: Option<f64>,
+    /// Scale by alpha / √rank instead
+    #[arg(long)]
+    pub rslora: bool,
+    /// Dropout on the input of each LoRA, in [0, 1)
+    #[arg(long, default_value_t = 0.0)]
+    pub dropout: f64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Lora {
+    rank: usize,
+    alpha: f64,
+    rslora: bool,
+    dropout: f64,
+    targets: String,
+}
+
+impl Lora {
+    fn from(options: &LoraOptions) -> Result<Value> {
+        let lora = Lora {
+            rank: options.rank,
+            alpha: options.alpha.unwrap_or(2.0 * options.rank as f64),
+            rslora: options.rslora,
+            dropout: options.dropout,
+            targets: options.targets.clone(),
+        };
+        lora.config()?;
+        to_value(&lora)
+    }
+
+    fn config(&self) -> Result<LoraConfig> {
+        Ok(LoraConfig {
+            rank: self.rank,
+            alpha: self.alpha,
+            rslora: self.rslora,
+            dropout: self.dropout,
+            targets: parse_targets(&self.targets)?,
+            ..LoraConfig::default()
+        })
+    }
+}
+
+impl Method for Lora {
+    fn attach(&self, trunk: &mut dyn Trunk, params: &mut ParamSetBuilder) -> Result<String> {
+        Ok(self.config()?.attach(trunk, params)?.to_string())
+    }
+
+    fn note(&self) -> String {
+        format!("r={}", self.rank)
+    }
+
+    fn is_random(&self) -> bool {
+        self.dropout > 0.0
+    }
+
+    fn save(&self, _: &Entry, _: &Value, heads: &[&str], params: &ParamSet) -> Result<SavedAdapter> {
+        adapter_file(&self.config()?.to_peft(heads), params).map(SavedAdapter::from)
+    }
+
+    fn load(&self, dir: &Path, model: &mut dyn Model) -> Result<ParamSet> {
+        let (device, dtype) = (model.device().clone(), model.dtype());
+        load_adapter(model.trunk(), dir, &device, dtype).map(|(params, _)| params)
+    }
+}

@@ -1,0 +1,100 @@
+//! What can learn. A method is one file: its options, its settings, how it attaches, its line in the table. It is listed here twice, in
+//! [`ALL`] and, if it has options, in [`Options`].
+
+mod linear_probe;
+mod lora;
+
+use std::path::Path;
+
+use graftwork::adapters::{Trunk, native_adapter, restore_native};
+use graftwork::format::adapter::{NativeAdapter, SavedAdapter};
+use graftwork::tensor::{ParamSet, ParamSetBuilder};
+use graftwork::{Error, Result};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::tasks::Model;
+
+/// Every method, in the order of the help.
+pub const ALL: &[Entry] = &[lora::ENTRY, linear_probe::ENTRY];
+
+/// The options of every method. A method may read those of another: `--targets` means the same for all.
+#[derive(clap::Args)]
+pub struct Options {
+    #[command(flatten)]
+    pub lora: lora::LoraOptions,
+}
+
+pub struct Entry {
+    /// On the command line, in the table and in files.
+    pub name: &'static str,
+    /// One line of help.
+    pub about: &'static str,
+    /// The settings that the options ask for, checked, as a JSON object. They become part of the recipe, under the names of the options
+    /// where they are options: that is how a resumed run tells that an option says something else.
+    pub settings: fn(&Options) -> Result<Value>,
+    /// The method that settings describe; [`open`] does it for any type that can be read.
+    pub open: fn(&Value) -> Result<Box<dyn Method>>,
+}
+
+/// A method with its settings.
+pub trait Method: Send + Sync {
+    /// Puts adapters on the trunk and declares their parameters. Returns a line for people: what was attached to what.
+    fn attach(&self, trunk: &mut dyn Trunk, params: &mut ParamSetBuilder) -> Result<String>;
+
+    /// The cell of the table that says what the adapter is: `r=8 on 4 linears`.
+    fn note(&self) -> String;
+
+    /// Whether its forward pass draws random numbers in training.
+    fn is_random(&self) -> bool {
+        false
+    }
+
+    /// The trained adapter as files hold it. `settings` are the method's own; `heads` are the modules that learn as a whole beside it.
+    fn save(&self, entry: &Entry, settings: &Value, heads: &[&str], params: &ParamSet) -> Result<SavedAdapter> {
+        let _ = heads;
+        native_adapter(entry.name, settings.clone(), params).map(SavedAdapter::Native)
+    }
+
+    /// Attaches the adapter in `dir` to a fresh model, from the files alone.
+    fn load(&self, dir: &Path, model: &mut dyn Model) -> Result<ParamSet> {
+        let file = NativeAdapter::load(dir)?;
+        let mut params = ParamSetBuilder::new();
+        model.learn_heads(&mut params)?;
+        (by_name(&file.method)?.open)(&file.settings)?.attach(model.trunk(), &mut params)?;
+        let params = params.build(model.device(), model.dtype(), 0)?;
+        restore_native(dir, &file, &params)?;
+        Ok(params)
+    }
+}
+
+pub fn by_name(name: &str) -> Result<&'static Entry> {
+    ALL.iter().find(|entry| entry.name == name).ok_or_else(|| Error::Value {
+        op: "finetune",
+        argument: "method",
+        expected: ALL.iter().map(|e| e.name).collect::<Vec<_>>().join(", "),
+        got: name.into(),
+    })
+}
+
+/// The names and their help, for the command line.
+pub fn names() -> clap::builder::PossibleValuesParser {
+    ALL.iter().map(|entry| clap::builder::PossibleValue::new(entry.name).help(entry.about)).into()
+}
+
+/// A method from its settings.
+fn open<M: Method + DeserializeOwned + 'static>(settings: &Value) -> Result<Box<dyn Method>> {
+    let method: M = serde_json::from_value(settings.clone()).map_err(|e| bad_settings(settings, &e))?;
+    Ok(Box::new(method))
+}
+
+/// Settings as the recipe holds them.
+fn to_value(settings: &impl Serialize) -> Result<Value> {
+    serde_json::to_value(settings).map_err(|e| bad_settings(&Value::Null, &e))
+}
+
+fn bad_settings(settings: &Value, error: &serde_json::Error) -> Error {
+    let expected = format!("the settings of this method ({error})");
+    Error::Value { op: "finetune", argument: "settings", expected, got: settings.to_string() }
+}
