@@ -7,6 +7,7 @@ use crate::check::fault::{Fault, FaultKind};
 use crate::decode::program::{Program, SHARED_START};
 use crate::decode::{Image, link};
 use crate::exec::grid::{Launch, Numerics, run};
+use crate::exec::registers::{REGISTER_FILE, block_registers};
 use crate::memory::global::{Global, MemoryError, View};
 use crate::parse::{ParseError, parse};
 
@@ -94,15 +95,22 @@ pub struct LaunchConfig {
     pub cluster: [u32; 3],
     /// Dynamic shared memory.
     pub shared_bytes: u32,
+    /// Registers of each thread, as the compiler reports them; 0 when nobody knows.
+    pub registers: u32,
 }
 
 impl LaunchConfig {
     pub fn new(grid: [u32; 3], block: [u32; 3]) -> LaunchConfig {
-        LaunchConfig { grid, block, cluster: [1; 3], shared_bytes: 0 }
+        LaunchConfig { grid, block, cluster: [1; 3], shared_bytes: 0, registers: 0 }
     }
 
     pub fn shared(self, bytes: u32) -> LaunchConfig {
         LaunchConfig { shared_bytes: bytes, ..self }
+    }
+
+    /// Registers of each thread: the launch is refused if a block of so many does not fit.
+    pub fn registers(self, registers: u32) -> LaunchConfig {
+        LaunchConfig { registers, ..self }
     }
 
     pub fn cluster(self, cluster: [u32; 3]) -> LaunchConfig {
@@ -252,6 +260,7 @@ impl Device {
             block: config.block,
             cluster: config.cluster,
             shared_bytes: config.shared_bytes,
+            registers: config.registers,
             seed: self.seed,
             limit: self.limit,
             numerics: self.numerics,
@@ -307,9 +316,30 @@ impl Device {
         if blocks > 0xFF_FFF0 {
             return Err(format!("{blocks} blocks, the emulator runs at most {}", 0xFF_FFF0));
         }
+        self.check_registers(p, c, threads)?;
         let shared = p.dynamic_shared.max(p.static_shared) - SHARED_START + c.shared_bytes;
         if shared > self.arch.max_shared() {
             return Err(format!("{shared} bytes of shared memory, at most {}", self.arch.max_shared()));
+        }
+        Ok(())
+    }
+
+    fn check_registers(&self, p: &Program, c: &LaunchConfig, threads: u32) -> Result<(), String> {
+        if let Some(most) = p.limits.max_registers
+            && c.registers > most
+        {
+            return Err(format!(
+                "{} registers for each thread, the kernel was compiled for at most {most}",
+                c.registers
+            ));
+        }
+        if c.registers > 255 {
+            return Err(format!("{} registers for each thread, at most 255", c.registers));
+        }
+        let each = if c.registers == 0 { p.limits.max_registers.unwrap_or(0).min(255) } else { c.registers };
+        let all = block_registers(each, threads);
+        if all > REGISTER_FILE {
+            return Err(format!("{threads} threads of {each} registers take {all}, a block has {REGISTER_FILE}"));
         }
         Ok(())
     }

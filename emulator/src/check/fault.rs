@@ -30,6 +30,8 @@ pub struct OtherAccess {
     pub block: [u32; 3],
     /// Unknown when several warps had read.
     pub warp: Option<u32>,
+    /// Known when it was another lane of the same warp.
+    pub lane: Option<u32>,
     pub wrote: bool,
     /// PTX line and CUDA source place, when known.
     pub line: Option<u32>,
@@ -49,12 +51,21 @@ pub enum FaultKind {
     UninitialisedRegister { register: String },
     #[error("{} of {memory} memory at {address:#x} races with {}", verb(*.write), show_other(.other))]
     Race { memory: Memory, address: u64, write: bool, other: Box<OtherAccess> },
+    #[error("lanes {} and {} write different values to {memory} memory at {address:#x} in one instruction", .lanes.0, .lanes.1)]
+    LaneCollision { memory: Memory, address: u64, lanes: (u32, u32) },
+    #[error(
+        "{} of shared memory at {address:#x} of block ({}, {}, {}), which may have ended by then",
+        verb(*.write), .block[0], .block[1], .block[2]
+    )]
+    BlockEnded { address: u64, write: bool, block: [u32; 3] },
     #[error("{} of {memory} memory at {address:#x} while an asynchronous copy to it has not been waited for", verb(*.write))]
     AsyncNotWaited { memory: Memory, address: u64, write: bool },
     #[error("write of {memory} memory at {address:#x} while an asynchronous operation still reads it")]
     AsyncOverwrite { memory: Memory, address: u64 },
     #[error("the async proxy reads shared memory at {address:#x}, written by warp {warp} without a proxy fence since")]
     MissingProxyFence { address: u64, warp: u32 },
+    #[error("register {register} was accessed since the last wgmma.fence, or by a matrix operation of another shape")]
+    MissingMatrixFence { register: String },
     #[error("register {register} is used before its asynchronous matrix operation was waited for")]
     RegisterInFlight { register: String },
     #[error(
@@ -94,6 +105,9 @@ fn show_other(o: &OtherAccess) -> String {
     match o.warp {
         Some(w) => s += &format!(" warp {w}"),
         None => s += ", several warps",
+    }
+    if let Some(l) = o.lane {
+        s += &format!(" lane {l}");
     }
     if let Some(line) = o.line {
         s += &format!(" at PTX line {line}");

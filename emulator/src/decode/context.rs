@@ -69,6 +69,8 @@ pub struct Context<'a> {
     pub table_fixups: Vec<Fixup>,
     pub function_names: &'a HashMap<String, u32>,
     pub needs_sm90: bool,
+    /// What the module was compiled for.
+    pub target: super::target::Target,
     pub reads: Vec<u32>,
     pub writes: Vec<u32>,
     guard: (u32, bool),
@@ -77,7 +79,12 @@ pub struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
-    pub fn new(globals: &'a HashMap<String, Symbol>, function_names: &'a HashMap<String, u32>, entry: bool) -> Self {
+    pub fn new(
+        globals: &'a HashMap<String, Symbol>,
+        function_names: &'a HashMap<String, u32>,
+        entry: bool,
+        target: super::target::Target,
+    ) -> Self {
         let mut c = Context {
             globals,
             entry,
@@ -98,6 +105,7 @@ impl<'a> Context<'a> {
             table_fixups: Vec::new(),
             function_names,
             needs_sm90: false,
+            target,
             reads: Vec::new(),
             writes: Vec::new(),
             guard: (NONE, false),
@@ -441,7 +449,15 @@ impl<'a> Context<'a> {
     }
 
     fn push(&mut self, op: Op, kind: Kind, part: bool, deps: Deps) {
-        self.code.push(Instr { op, guard: self.guard.0, guard_negated: self.guard.1, kind, part, track: true });
+        self.code.push(Instr {
+            op,
+            guard: self.guard.0,
+            guard_negated: self.guard.1,
+            kind,
+            part,
+            track: true,
+            watched: false,
+        });
         self.deps.push(deps);
         self.places.push(self.place);
     }

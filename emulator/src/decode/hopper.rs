@@ -10,8 +10,10 @@ use crate::parse::ast::{Inst, Operand, Ty};
 pub enum Hopper {
     /// `griddepcontrol`: launches run one after another here, so both forms are already satisfied.
     GridDependency,
-    /// `setmaxnreg`: register counts change no result.
-    SetMaxNreg,
+    SetMaxNreg {
+        increase: bool,
+        wanted: u32,
+    },
     MbarInit {
         addr: Addr,
         count: u32,
@@ -24,8 +26,7 @@ pub enum Hopper {
         addr: Addr,
         count: u32,
         expect: u32,
-        drop: bool,
-        release: bool,
+        how: Arrival,
     },
     MbarExpect {
         addr: Addr,
@@ -36,12 +37,8 @@ pub enum Hopper {
         tx: u32,
     },
     MbarWait {
-        d: u32,
         addr: Addr,
-        state: u32,
-        parity: bool,
-        blocking: bool,
-        acquire: bool,
+        wait: MbarWait,
     },
     MbarPending {
         d: u32,
@@ -83,6 +80,12 @@ pub enum Hopper {
         src: Addr,
         reduce: Option<AtomOp>,
     },
+    /// A hint: its address must make sense, nothing is read. A tensor map where there are coordinates.
+    Prefetch {
+        addr: Addr,
+        size: u32,
+        coords: Vec<u32>,
+    },
     BulkCommit,
     BulkWait {
         pending: u32,
@@ -105,8 +108,43 @@ pub enum Hopper {
         a: u32,
         planes: u8,
     },
-    ClusterArrive,
-    ClusterWait,
+    ClusterArrive {
+        aligned: bool,
+        release: bool,
+    },
+    ClusterWait {
+        aligned: bool,
+    },
+    /// `st.async`, and `red.async` where there is an operation.
+    AsyncStore {
+        addr: Addr,
+        values: Vec<u32>,
+        mbar: Addr,
+        ty: Ty,
+        reduce: Option<AtomOp>,
+    },
+}
+
+/// What an arrival at an mbarrier does besides.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival {
+    pub drop: bool,
+    pub release: bool,
+    /// The scope is the cluster.
+    pub wide: bool,
+    /// It promises not to complete the phase.
+    pub incomplete: bool,
+}
+
+/// `mbarrier.test_wait` and, blocking, `mbarrier.try_wait`.
+#[derive(Debug, Clone, Copy)]
+pub struct MbarWait {
+    pub d: u32,
+    pub state: u32,
+    pub parity: bool,
+    pub blocking: bool,
+    pub acquire: bool,
+    pub wide: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -149,51 +187,61 @@ fn addr(c: &mut Context, inst: &Inst, i: usize) -> Res<Addr> {
     Ok(c.address(&o)?.0)
 }
 
-fn scopes(m: &mut Mods) {
-    for s in ["cta", "cluster", "shared", "shared::cta", "shared::cluster", "b64"] {
+/// Spaces, sizes and the scope. True if the scope is the cluster.
+fn scopes(m: &mut Mods) -> bool {
+    for s in ["cta", "shared", "shared::cta", "shared::cluster", "b64"] {
         m.has(s);
     }
+    m.has("cluster")
 }
 
 pub fn mbarrier(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
+    let old = |c: &mut Context, h: Hopper| {
+        c.emit(Op::Hopper(Box::new(h)), Kind::Barrier);
+        Ok(())
+    };
     if m.has("init") {
         scopes(m);
         let addr = addr(c, inst, 0)?;
         let count = c.src(operand(c, inst, 1)?, Ty::U32)?;
-        return emit(c, Hopper::MbarInit { addr, count }, Kind::Barrier);
+        return old(c, Hopper::MbarInit { addr, count });
     }
     if m.has("inval") {
         scopes(m);
         let addr = addr(c, inst, 0)?;
-        return emit(c, Hopper::MbarInval { addr }, Kind::Barrier);
+        return old(c, Hopper::MbarInval { addr });
     }
     if m.has("pending_count") {
         scopes(m);
         let a = c.src(operand(c, inst, 1)?, Ty::B64)?;
         let d = c.dst(operand(c, inst, 0)?, Ty::U32)?;
-        return emit(c, Hopper::MbarPending { d, a }, Kind::Barrier);
+        return old(c, Hopper::MbarPending { d, a });
     }
     let (test, blocking) = (m.has("test_wait"), m.has("try_wait"));
     if test || blocking {
         let parity = m.has("parity");
         let acquire = !m.has("relaxed");
         m.has("acquire");
-        scopes(m);
+        let wide = scopes(m);
         let addr = addr(c, inst, 1)?;
         let state = c.src(operand(c, inst, 2)?, if parity { Ty::U32 } else { Ty::B64 })?;
         if let Some(hint) = inst.operands.get(3) {
             c.src(hint, Ty::U32)?;
         }
         let d = c.dst(operand(c, inst, 0)?, Ty::Pred)?;
-        return emit(c, Hopper::MbarWait { d, addr, state, parity, blocking, acquire }, Kind::Barrier);
+        let wait = MbarWait { d, state, parity, blocking, acquire, wide };
+        // Older than Hopper, but for the blocking form.
+        c.needs_sm90 |= blocking;
+        c.emit(Op::Hopper(Box::new(Hopper::MbarWait { addr, wait })), Kind::Barrier);
+        return Ok(());
     }
     let (arrive, drop) = (m.has("arrive"), m.has("arrive_drop"));
     if arrive || drop {
         let expect_tx = m.has("expect_tx");
-        m.has("noComplete");
+        let incomplete = m.has("noComplete");
         let release = !m.has("relaxed");
         m.has("release");
-        scopes(m);
+        let wide = scopes(m);
         // Without a destination the address comes first.
         let first = matches!(inst.operands.first(), Some(Operand::Address(..)));
         let at = usize::from(!first);
@@ -210,7 +258,9 @@ pub fn mbarrier(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
             _ => NONE,
         };
         let (count, expect) = if expect_tx { (NONE, extra) } else { (extra, NONE) };
-        return emit(c, Hopper::MbarArrive { d, addr, count, expect, drop, release }, Kind::Barrier);
+        let how = Arrival { drop, release, wide, incomplete };
+        c.emit(Op::Hopper(Box::new(Hopper::MbarArrive { d, addr, count, expect, how })), Kind::Barrier);
+        return Ok(());
     }
     let (expect, complete) = (m.has("expect_tx"), m.has("complete_tx"));
     if expect || complete {
@@ -265,9 +315,7 @@ pub fn bulk(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
     m.has("tile");
     let (cta, cluster, global) = (m.has("shared::cta"), m.has("shared::cluster"), m.has("global"));
     let _ = policy;
-    if prefetch {
-        return emit(c, Hopper::GridDependency, Kind::Other);
-    }
+    m.has("L2");
     if tensor {
         let coords = |c: &mut Context, o: &Operand| -> Res<(Addr, Vec<u32>)> {
             let Operand::Address(map, rest) = o else { return c.err("expected [tensorMap, {coordinates}]") };
@@ -279,6 +327,10 @@ pub fn bulk(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
             let v = v.clone();
             Ok((map, v.iter().map(|x| c.src(x, Ty::S32)).collect::<Res<Vec<u32>>>()?))
         };
+        if prefetch && global {
+            let (map, coords) = coords(c, operand(c, inst, 0)?)?;
+            return emit(c, Hopper::Prefetch { addr: map, size: NONE, coords }, Kind::Async);
+        }
         if to_barrier && global && (cta || cluster) && reduce.is_none() {
             let dst = addr(c, inst, 0)?;
             let (map, coords) = coords(c, operand(c, inst, 1)?)?;
@@ -304,6 +356,10 @@ pub fn bulk(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
         None => None,
     };
     let dst = addr(c, inst, 0)?;
+    if prefetch && global {
+        let size = c.src(operand(c, inst, 1)?, Ty::U32)?;
+        return emit(c, Hopper::Prefetch { addr: dst, size, coords: Vec::new() }, Kind::Async);
+    }
     let src = addr(c, inst, 1)?;
     let size = c.src(operand(c, inst, 2)?, Ty::U32)?;
     if to_barrier && global && reduce.is_none() {
@@ -321,6 +377,52 @@ pub fn bulk(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
     c.err(format!("`{}` does not exist in this form", inst.opcode))
 }
 
+/// `st.async` and `red.async`; `.async` is consumed.
+pub fn async_store(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
+    let red = m.name == "red";
+    if m.has("mmio") || m.has("release") || m.has("global") {
+        return c.err(format!("`{}` exists from sm_100 on", inst.opcode));
+    }
+    m.has("weak");
+    m.has("relaxed");
+    scopes(m);
+    m.has("mbarrier::complete_tx::bytes");
+    let count = m.one(&[("v2", 2usize), ("v4", 4)]).unwrap_or(1);
+    let reduce = m.one(&[
+        ("add", AtomOp::Add),
+        ("min", AtomOp::Min),
+        ("max", AtomOp::Max),
+        ("and", AtomOp::And),
+        ("or", AtomOp::Or),
+        ("xor", AtomOp::Xor),
+        ("inc", AtomOp::Inc),
+        ("dec", AtomOp::Dec),
+    ]);
+    let Some(ty) = m.ty() else { return c.err(format!("`{}` names no type", inst.opcode)) };
+    let legal = match (red, reduce) {
+        (false, None) => matches!(ty.bytes(), 4 | 8) && !matches!(ty, Ty::Pred | Ty::F16x2 | Ty::Bf16x2),
+        (true, Some(AtomOp::Add)) => count == 1 && matches!(ty, Ty::U32 | Ty::S32 | Ty::U64),
+        (true, Some(AtomOp::Min | AtomOp::Max)) => count == 1 && matches!(ty, Ty::U32 | Ty::S32),
+        (true, Some(AtomOp::Inc | AtomOp::Dec)) => count == 1 && ty == Ty::U32,
+        (true, Some(_)) => count == 1 && ty == Ty::B32,
+        _ => false,
+    };
+    if !legal {
+        return c.err(format!("`{}` does not exist in this form", inst.opcode));
+    }
+    let at = addr(c, inst, 0)?;
+    let values = match operand(c, inst, 1)?.clone() {
+        Operand::Vector(v) => v,
+        v => vec![v],
+    };
+    if values.len() != count {
+        return c.err(format!("`{}` stores {count} values", inst.opcode));
+    }
+    let values = values.iter().map(|v| c.src(v, ty)).collect::<Res<Vec<u32>>>()?;
+    let mbar = addr(c, inst, 2)?;
+    emit(c, Hopper::AsyncStore { addr: at, values, mbar, ty, reduce }, Kind::Async)
+}
+
 pub fn cp_async_mbarrier(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
     m.has("arrive");
     let noinc = m.has("noinc");
@@ -334,15 +436,15 @@ pub fn cp_async_mbarrier(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> 
 pub fn cluster(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
     match m.name {
         "barrier" => {
-            m.has("aligned");
-            for s in ["release", "relaxed", "acquire"] {
-                m.has(s);
-            }
+            let aligned = m.has("aligned");
             if m.has("arrive") {
-                return emit(c, Hopper::ClusterArrive, Kind::Barrier);
+                let release = !m.has("relaxed");
+                m.has("release");
+                return emit(c, Hopper::ClusterArrive { aligned, release }, Kind::Barrier);
             }
             if m.has("wait") {
-                return emit(c, Hopper::ClusterWait, Kind::Barrier);
+                m.has("acquire");
+                return emit(c, Hopper::ClusterWait { aligned }, Kind::Barrier);
             }
             c.err(format!("unknown instruction `{}`", inst.opcode))
         }
@@ -365,13 +467,14 @@ pub fn cluster(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
 }
 
 pub fn setmaxnreg(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
-    m.has("inc");
-    m.has("dec");
-    m.has("sync");
-    m.has("aligned");
-    m.has("u32");
+    let (increase, decrease) = (m.has("inc"), m.has("dec"));
+    if increase == decrease || !(m.has("sync") & m.has("aligned") & m.has("u32")) {
+        return c.err(format!("`{}` does not exist in this form", inst.opcode));
+    }
     match inst.operands.first() {
-        Some(Operand::Int(n)) if (24..=256).contains(n) && n % 8 == 0 => emit(c, Hopper::SetMaxNreg, Kind::Other),
+        Some(Operand::Int(n)) if (24..=256).contains(n) && n % 8 == 0 => {
+            emit(c, Hopper::SetMaxNreg { increase, wanted: *n as u32 }, Kind::Other)
+        }
         _ => c.err("the register count must be a multiple of 8 from 24 to 256"),
     }
 }
@@ -395,7 +498,7 @@ pub fn wgmma(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
         return emit(c, h, Kind::Matrix);
     }
     if m.has("sp") {
-        return c.err(format!("the sparse form `{}` is not supported", inst.opcode));
+        return c.err(format!("`{}`: sparse matrices are not covered", inst.opcode));
     }
     if !(m.has("mma_async") & m.has("sync") & m.has("aligned")) {
         return refuse(c);
@@ -422,14 +525,20 @@ pub fn wgmma(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
         (Elem::F16, Elem::F16, Acc::F32 | Acc::F16) | (Elem::Bf16, Elem::Bf16, Acc::F32) => k == 16,
         (Elem::Tf32, Elem::Tf32, Acc::F32) => k == 8,
         (a, b, Acc::F32 | Acc::F16) if fp8(a) && fp8(b) => k == 32,
-        (a, b, Acc::S32) if int8(a) && int8(b) => k == 32 && (n <= 24 || n % 16 == 0) && n <= 256,
+        (a, b, Acc::S32) if int8(a) && int8(b) => k == 32 && (n <= 24 || n % 16 == 0),
+        (Elem::B1, Elem::B1, Acc::S32) => {
+            k == 256 && (n <= 24 || n % 16 == 0) && !satfinite && m.has("and") && m.has("popc")
+        }
         _ => false,
     };
+    let legal = legal && (acc == Acc::S32 || !satfinite);
     if !legal || n == 0 || n % 8 != 0 || n > 256 {
         return refuse(c);
     }
     let float = acc != Acc::S32;
     let half = elem_bits(a_elem) == 16;
+    // Single bits are read as bytes of eight.
+    let k = if a_elem == Elem::B1 { 32 } else { k };
     let Operand::Vector(d_ops) = operand(c, inst, 0)?.clone() else { return refuse(c) };
     let (a_ops, a_descriptor) = match operand(c, inst, 1)? {
         Operand::Vector(v) => (v.clone(), false),
@@ -445,23 +554,23 @@ pub fn wgmma(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
     let a = a_ops.iter().map(|o| c.src(o, a_ty)).collect::<Res<Vec<u32>>>()?;
     let b = c.src(operand(c, inst, 2)?, Ty::B64)?;
     let scale_d = c.src(operand(c, inst, 3)?, Ty::Pred)?;
-    let constant = |c: &Context, i: usize| -> Res<i64> {
+    let constant = |c: &Context, i: usize, legal: [i64; 2]| -> Res<bool> {
         match operand(c, inst, i)? {
-            Operand::Int(v) => Ok(*v as i64),
-            _ => c.err("scales and transpositions must be constants"),
+            Operand::Int(v) if legal.contains(&(*v as i64)) => Ok(*v as i64 == legal[1]),
+            _ => c.err(format!("operand {i} of wgmma must be {} or {}", legal[0], legal[1])),
         }
     };
     let (mut negate_a, mut negate_b, mut trans_a, mut trans_b) = (false, false, false, false);
     if float {
-        negate_a = constant(c, 4)? == -1;
-        negate_b = constant(c, 5)? == -1;
+        negate_a = constant(c, 4, [1, -1])?;
+        negate_b = constant(c, 5, [1, -1])?;
     }
     if half {
         if a_descriptor {
-            trans_a = constant(c, 6)? == 1;
-            trans_b = constant(c, 7)? == 1;
+            trans_a = constant(c, 6, [0, 1])?;
+            trans_b = constant(c, 7, [0, 1])?;
         } else {
-            trans_b = constant(c, 6)? == 1;
+            trans_b = constant(c, 6, [0, 1])?;
         }
     }
     // The accumulators are read too, unless scale-d is false: they need not be initialised then, so they are no reads here.

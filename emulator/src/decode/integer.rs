@@ -356,8 +356,22 @@ fn mul24(ty: Ty, hi: bool, mad: bool) -> Option<AluFn> {
         (Ty::S32, true, false) => {
             alu!(|a: i32, b: i32| -> i32 { ((i64::from((a << 8) >> 8) * i64::from((b << 8) >> 8)) >> 16) as i32 })
         }
+        // The upper 32 of the 48 bits of the product; the addend joins them.
+        (Ty::U32, true, true) => alu!(|a: u32, b: u32, d: u32| -> u32 {
+            (((u64::from(a & 0xFF_FFFF) * u64::from(b & 0xFF_FFFF)) >> 16) as u32).wrapping_add(d)
+        }),
+        (Ty::S32, true, true) => alu!(|a: i32, b: i32, d: i32| -> i32 {
+            (((i64::from((a << 8) >> 8) * i64::from((b << 8) >> 8)) >> 16) as i32).wrapping_add(d)
+        }),
         _ => return None,
     })
+}
+
+/// `mad24.hi.sat.s32`: the addition saturates.
+fn sat24(ty: Ty, high_mad: bool) -> Option<AluFn> {
+    (ty == Ty::S32 && high_mad).then_some(alu!(|a: i32, b: i32, d: i32| -> i32 {
+        (((i64::from((a << 8) >> 8) * i64::from((b << 8) >> 8)) >> 16) as i32).saturating_add(d)
+    }))
 }
 
 fn multiply(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
@@ -373,7 +387,14 @@ fn multiply(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
         return c.err(format!("`{}` needs one of .lo, .hi and .wide", inst.opcode));
     }
     if m.name.ends_with("24") {
-        return plain(c, inst, ty, if mad { 3 } else { 2 }, mul24(ty, hi, mad), Kind::Integer);
+        return plain(
+            c,
+            inst,
+            ty,
+            if mad { 3 } else { 2 },
+            if sat { sat24(ty, hi && mad) } else { mul24(ty, hi, mad) },
+            Kind::Integer,
+        );
     }
     if reads || writes {
         // The product first, then an addition with carries.

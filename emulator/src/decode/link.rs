@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::context::{Context, Res, Symbol};
 use super::program::*;
+use super::wmma::Wmma;
 use crate::parse::ParseError;
 use crate::parse::ast::{Ast, Function, Init, Operand, Space, Stmt, Var};
 
@@ -184,10 +185,11 @@ fn program(
         warpgroups: false,
     };
     for &i in reached {
-        function(&ast.functions[i], &symbols, &local_names, &mut out)?;
+        function(&ast.functions[i], &symbols, &local_names, super::target::parse(&ast.target), &mut out)?;
     }
     classify(&mut out);
     super::track::analyse(&mut out);
+    super::track::watch(&mut out);
     Ok(out)
 }
 
@@ -223,9 +225,10 @@ fn function(
     f: &Function,
     symbols: &HashMap<String, Symbol>,
     names: &HashMap<String, u32>,
+    target: super::target::Target,
     out: &mut Program,
 ) -> Res<()> {
-    let mut c = Context::new(symbols, names, f.entry);
+    let mut c = Context::new(symbols, names, f.entry, target);
     let frame_vars = |c: &mut Context, vars: &[Var]| -> Res<Vec<(u32, u32)>> {
         let mut list = Vec::new();
         for v in vars {
@@ -316,6 +319,16 @@ fn classify(p: &mut Program) {
             }
             Op::CpAsync { bytes, .. } => {
                 note(Space::Generic, u32::from(*bytes));
+            }
+            Op::Wmma(w) => {
+                if let Wmma::Load { fragment, space, .. } | Wmma::Store { fragment, space, .. } = &**w {
+                    note(*space, fragment.bits.max(8) as u32 / 8);
+                }
+            }
+            Op::Hopper(h) => {
+                if let super::hopper::Hopper::AsyncStore { ty, values, .. } = &**h {
+                    note(Space::Shared, ty.bytes() * values.len() as u32);
+                }
             }
             Op::Fence(Fence::Gpu) => communicates = true,
             _ => {}

@@ -4,6 +4,7 @@ use super::context::{Context, Res};
 use super::integer::arity;
 use super::mods::Mods;
 use super::program::*;
+use crate::numerics::format::Rnd;
 use crate::parse::ast::{Inst, Operand, Space, Ty};
 
 fn list(op: &Operand) -> Vec<Operand> {
@@ -94,6 +95,7 @@ pub fn elem(name: &str) -> Option<Elem> {
         "u8" => Elem::U8,
         "s4" => Elem::S4,
         "u4" => Elem::U4,
+        "b1" => Elem::B1,
         "f64" => Elem::F64,
         _ => return None,
     })
@@ -107,10 +109,11 @@ pub fn elem_bits(e: Elem) -> usize {
         Elem::F16 | Elem::Bf16 => 16,
         Elem::E4m3 | Elem::E5m2 | Elem::S8 | Elem::U8 => 8,
         Elem::S4 | Elem::U4 => 4,
+        Elem::B1 => 1,
     }
 }
 
-fn shape(name: &str) -> Option<(usize, usize, usize)> {
+pub fn shape(name: &str) -> Option<(usize, usize, usize)> {
     let rest = name.strip_prefix('m')?;
     let (m, rest) = rest.split_once('n')?;
     let (n, k) = rest.split_once('k')?;
@@ -129,6 +132,7 @@ fn legal_shape(a: Elem, b: Elem, s: (usize, usize, usize)) -> bool {
         (a, b) if integer(a) && integer(b) => matches!(s, (8, 8, 16) | (16, 8, 16) | (16, 8, 32)),
         (a, b) if nibble(a) && nibble(b) => matches!(s, (8, 8, 32) | (16, 8, 32) | (16, 8, 64)),
         (a, b) if fp8(a) && fp8(b) => matches!(s, (16, 8, 16) | (16, 8, 32)),
+        (Elem::B1, Elem::B1) => matches!(s, (8, 8, 128) | (16, 8, 128) | (16, 8, 256)),
         _ => false,
     }
 }
@@ -136,7 +140,7 @@ fn legal_shape(a: Elem, b: Elem, s: (usize, usize, usize)) -> bool {
 pub fn mma(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
     let refuse = |c: &Context| c.err(format!("`{}` does not exist in this form", inst.opcode));
     if m.has("sp") || m.has("sp::ordered_metadata") {
-        return c.err(format!("the sparse form `{}` is not supported", inst.opcode));
+        return c.err(format!("`{}`: sparse matrices are not covered", inst.opcode));
     }
     if !(m.has("sync") & m.has("aligned")) {
         return refuse(c);
@@ -150,21 +154,27 @@ pub fn mma(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
     else {
         return refuse(c);
     };
-    if m.left().is_some() {
+    let (xor, and, popc) = (m.has("xor"), m.has("and"), m.has("popc"));
+    let bitwise = if a_elem == Elem::B1 { xor != and && popc } else { !xor && !and && !popc };
+    let rnd = m.rnd();
+    if m.left().is_some() || !bitwise || (rnd.is_some() && a_elem != Elem::F64) || (satfinite && d_acc != Acc::S32) {
         return refuse(c);
     }
+    // Four products of quarter-warps, from the first tensor cores.
     let volta = a_elem == Elem::F16 && s == (8, 8, 4);
-    if volta {
-        return c.err("mma.m8n8k4 with f16 (the Volta form) is not supported");
-    }
     let accumulators = match a_elem {
+        Elem::F16 if volta => {
+            matches!((d_acc, c_acc), (Acc::F32, Acc::F32) | (Acc::F16, Acc::F16) | (Acc::F32, Acc::F16))
+        }
         Elem::F16 => matches!((d_acc, c_acc), (Acc::F32, Acc::F32) | (Acc::F16, Acc::F16)),
         Elem::Bf16 | Elem::Tf32 => (d_acc, c_acc) == (Acc::F32, Acc::F32),
         Elem::E4m3 | Elem::E5m2 => matches!((d_acc, c_acc), (Acc::F32, Acc::F32) | (Acc::F16, Acc::F16)),
         Elem::F64 => (d_acc, c_acc) == (Acc::F64, Acc::F64),
         _ => (d_acc, c_acc) == (Acc::S32, Acc::S32),
     };
-    if a_order != "row" || b_order != "col" || !legal_shape(a_elem, b_elem, s) || !accumulators {
+    let (a_col, b_row) = (a_order == "col", b_order == "row");
+    let orders = matches!(a_order, "row" | "col") && matches!(b_order, "row" | "col") && (volta || !(a_col || b_row));
+    if !orders || !legal_shape(a_elem, b_elem, s) || !accumulators {
         return refuse(c);
     }
     if matches!(a_elem, Elem::E4m3 | Elem::E5m2) || (a_elem == Elem::F64 && s.0 == 16) {
@@ -175,17 +185,18 @@ pub fn mma(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
     let wide = a_elem == Elem::F64;
     let ab_ty = if wide { Ty::F64 } else { Ty::B32 };
     let reg_bits = if wide { 64 } else { 32 };
-    let acc_ty = match d_acc {
+    let acc_ty = |acc| match acc {
         Acc::F64 => Ty::F64,
         Acc::F32 => Ty::F32,
         _ => Ty::B32,
     };
-    let acc_per_reg = if d_acc == Acc::F16 { 2 } else { 1 };
+    let products = if volta { 4 } else { 1 };
+    let acc_regs = |acc| products * s.0 * s.1 / 32 / if acc == Acc::F16 { 2 } else { 1 };
     let want = [
-        s.0 * s.1 / 32 / acc_per_reg,
-        s.0 * s.2 * bits / 32 / reg_bits,
-        s.1 * s.2 * bits / 32 / reg_bits,
-        s.0 * s.1 / 32 / acc_per_reg,
+        acc_regs(d_acc),
+        products * s.0 * s.2 * bits / 32 / reg_bits,
+        products * s.1 * s.2 * bits / 32 / reg_bits,
+        acc_regs(c_acc),
     ];
     let lists: Vec<Vec<Operand>> = inst.operands.iter().map(list).collect();
     for (l, w) in lists.iter().zip(want) {
@@ -196,9 +207,11 @@ pub fn mma(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
     let mut regs = |i: usize, ty: Ty| -> Res<Vec<u32>> { lists[i].iter().map(|o| c.src(o, ty)).collect() };
     let a = regs(1, ab_ty)?;
     let b = regs(2, ab_ty)?;
-    let cc = regs(3, acc_ty)?;
-    let d = lists[0].iter().map(|o| c.dst(o, acc_ty)).collect::<Res<Vec<u32>>>()?;
-    let mma = Mma { m: s.0, n: s.1, k: s.2, a_elem, b_elem, d_acc, c_acc, satfinite, d, a, b, c: cc };
+    let cc = regs(3, acc_ty(c_acc))?;
+    let d = lists[0].iter().map(|o| c.dst(o, acc_ty(d_acc))).collect::<Res<Vec<u32>>>()?;
+    let rnd = rnd.unwrap_or(Rnd::Near);
+    let (m, n, k) = s;
+    let mma = Mma { m, n, k, a_elem, b_elem, d_acc, c_acc, satfinite, a_col, b_row, xor, rnd, d, a, b, c: cc };
     c.emit(Op::Mma(Box::new(mma)), Kind::Matrix);
     Ok(())
 }

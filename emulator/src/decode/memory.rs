@@ -46,22 +46,23 @@ pub fn order(m: &mut Mods) -> Order {
         o.strong = true;
     }
     if m.has("acquire") {
-        o = Order { acquire: true, release: false, strong: true };
+        o = Order { acquire: true, strong: true, ..WEAK };
     }
     if m.has("release") {
-        o = Order { acquire: false, release: true, strong: true };
+        o = Order { release: true, strong: true, ..WEAK };
     }
     if m.has("acq_rel") || m.has("sc") {
-        o = Order { acquire: true, release: true, strong: true };
+        o = Order { acquire: true, release: true, strong: true, ..WEAK };
     }
-    for s in ["cta", "cluster", "gpu", "sys"] {
+    o.cta = m.has("cta");
+    for s in ["cluster", "gpu", "sys"] {
         m.has(s);
     }
     o
 }
 
 /// Settles which memory an access goes to: parameters and results of functions live in the frame.
-fn settle(c: &Context, space: Option<Space>, addr: Addr, symbol: Option<&Symbol>) -> Res<Space> {
+pub fn settle(c: &Context, space: Option<Space>, addr: Addr, symbol: Option<&Symbol>) -> Res<Space> {
     Ok(match (space, symbol) {
         (Some(Space::Param), Some(Symbol::Frame { .. })) => Space::Local,
         (Some(Space::Param), None) if !c.entry => Space::Local,
@@ -81,8 +82,11 @@ fn settle(c: &Context, space: Option<Space>, addr: Addr, symbol: Option<&Symbol>
 pub fn load_store(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
     let store = m.name == "st";
     let policy = skip_hints(m);
-    if m.has("async") || m.has("bulk") {
-        return c.err(format!("`{}` is not supported", inst.opcode));
+    if store && m.has("async") {
+        return super::hopper::async_store(c, inst, m);
+    }
+    if m.has("bulk") {
+        return c.err(format!("`{}` exists from sm_100 on", inst.opcode));
     }
     let space = space_of(m);
     let order = order(m);
@@ -146,8 +150,8 @@ pub fn load_store(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
 pub fn atomic(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
     let red = m.name == "red";
     let policy = skip_hints(m);
-    if m.has("async") {
-        return c.err(format!("`{}` is not supported", inst.opcode));
+    if red && m.has("async") {
+        return super::hopper::async_store(c, inst, m);
     }
     let space = space_of(m);
     let mut order = order(m);

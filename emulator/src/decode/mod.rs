@@ -16,7 +16,9 @@ mod mods;
 mod moves;
 pub mod program;
 mod sync;
+pub mod target;
 mod track;
+pub mod wmma;
 
 use context::{Context, Res};
 use mods::Mods;
@@ -78,6 +80,7 @@ fn instruction(c: &mut Context, inst: &Inst) -> Res<()> {
     let mut m = Mods::new(&inst.opcode);
     // The first type named decides the family; it is consumed by the family.
     let peek = inst.opcode.split('.').skip(1).find_map(Ty::parse);
+    target::check(c, inst)?;
     family(c, inst, &mut m, peek)?;
     c.reads.clear();
     c.writes.clear();
@@ -116,6 +119,7 @@ fn family(c: &mut Context, inst: &Inst, m: &mut Mods, peek: Option<Ty>) -> Res<(
         "stmatrix" => return matrix::stmatrix(c, inst, m),
         "movmatrix" => return matrix::movmatrix(c, inst, m),
         "mma" => return matrix::mma(c, inst, m),
+        "wmma" => return wmma::decode(c, inst, m),
         "bra" => return flow::bra(c, inst, m),
         "brx" => return flow::brx(c, inst, m),
         "call" => return flow::call(c, inst, m),
@@ -156,5 +160,5 @@ fn family(c: &mut Context, inst: &Inst, m: &mut Mods, peek: Option<Ty>) -> Res<(
     {
         return Ok(());
     }
-    c.err(format!("unknown instruction `{}`", inst.opcode))
+    c.err(target::reason(&inst.opcode))
 }

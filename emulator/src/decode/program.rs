@@ -58,9 +58,11 @@ pub struct Order {
     pub release: bool,
     /// Volatile, relaxed or stronger: takes part in synchronisation and never races with its kind.
     pub strong: bool,
+    /// The scope is the block alone.
+    pub cta: bool,
 }
 
-pub const WEAK: Order = Order { acquire: false, release: false, strong: false };
+pub const WEAK: Order = Order { acquire: false, release: false, strong: false, cta: false };
 
 #[derive(Debug, Clone, Copy)]
 pub struct Mem {
@@ -163,6 +165,7 @@ pub enum Elem {
     U8,
     S4,
     U4,
+    B1,
     F64,
 }
 
@@ -184,6 +187,12 @@ pub struct Mma {
     pub d_acc: Acc,
     pub c_acc: Acc,
     pub satfinite: bool,
+    /// Column-major A, row-major B: only in the form of four small products.
+    pub a_col: bool,
+    pub b_row: bool,
+    /// Bits are combined with exclusive or, not and.
+    pub xor: bool,
+    pub rnd: crate::numerics::format::Rnd,
     pub d: Vec<u32>,
     pub a: Vec<u32>,
     pub b: Vec<u32>,
@@ -325,6 +334,7 @@ pub enum Op {
         a: u32,
     },
     Mma(Box<Mma>),
+    Wmma(Box<super::wmma::Wmma>),
     Trap,
     Sleep,
     /// A hint that changes no state (prefetch, discard of nothing, scheduling).
@@ -406,6 +416,8 @@ pub struct Instr {
     pub part: bool,
     /// Some operand may be uninitialised here: the careful path runs.
     pub track: bool,
+    /// It touches registers that asynchronous matrix operations use.
+    pub watched: bool,
 }
 
 /// Which planes an instruction reads and writes; parallel to the code.

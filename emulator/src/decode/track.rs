@@ -4,6 +4,7 @@
 //! Only registers that fail this, and those that copy out of local memory, are watched while the program runs: an ordinary
 //! kernel pays nothing.
 
+use super::hopper::{Hopper, Wgmma};
 use super::program::*;
 use crate::parse::ast::Space;
 
@@ -148,4 +149,49 @@ fn function(p: &mut Program, f: usize) {
         p.code[at as usize].track = d.reads.iter().chain(&d.writes).any(|&r| has(&watched, r));
     }
     p.funcs[f].tracked = (0..p.funcs[f].template.len() as u32).filter(|&i| has(&watched, i)).collect();
+}
+
+/// Marks the instructions that touch registers of asynchronous matrix operations, or registers moved into them.
+pub fn watch(p: &mut Program) {
+    if !p.warpgroups {
+        return;
+    }
+    for f in 0..p.funcs.len() {
+        let (start, end) = (p.funcs[f].start as usize, p.funcs[f].end as usize);
+        let mut set: Set = vec![0; p.funcs[f].template.len().div_ceil(64)];
+        for at in start..end {
+            if let Some(w) = matrix(&p.code[at].op) {
+                for &r in w.d.iter().chain(if w.a_descriptor { &[][..] } else { &w.a }) {
+                    add(&mut set, r);
+                }
+            }
+        }
+        let mut changed = true;
+        while changed {
+            changed = false;
+            for at in start..end {
+                let d = &p.deps[at];
+                if p.code[at].kind == Kind::Move && d.writes.iter().any(|&w| has(&set, w)) {
+                    for &r in &d.reads {
+                        changed |= add(&mut set, r);
+                    }
+                }
+            }
+        }
+        for at in start..end {
+            let d = &p.deps[at];
+            let touches = d.reads.iter().chain(&d.writes).any(|&r| has(&set, r));
+            p.code[at].watched = touches && matrix(&p.code[at].op).is_none();
+        }
+    }
+}
+
+fn matrix(op: &Op) -> Option<&Wgmma> {
+    match op {
+        Op::Hopper(h) => match &**h {
+            Hopper::Wgmma(w) => Some(w),
+            _ => None,
+        },
+        _ => None,
+    }
 }

@@ -2,11 +2,12 @@
 
 use super::block::{Block, FlagTable, Step, stop};
 use super::lanes::{LANES, Planes};
+use super::source::collision;
 use super::special::space_of;
 use super::traffic;
 use super::warp::{Warp, lanes};
 use crate::check::fault::{FaultKind, Memory};
-use crate::check::race::Conflict;
+use crate::check::race::{Stamp, Who};
 use crate::decode::program::*;
 use crate::memory::global::{Accessor, GlobalConflict};
 use crate::memory::shared::{INIT, PENDING};
@@ -99,7 +100,7 @@ impl Block<'_> {
             }
             match space {
                 Space::Global => self.load_global(warp, frame, m, &a, mask, pc, flags)?,
-                Space::Shared => self.load_shared(warp, frame, m, &a, mask, pc, flags)?,
+                Space::Shared => self.load_shared(warp, frame, m, &a, mask, pc)?,
                 Space::Local => self.load_local(warp, frame, m, &a, mask)?,
                 Space::Const => self.load_bytes(warp, frame, m, &a, mask, Memory::Constant)?,
                 _ => self.load_bytes(warp, frame, m, &a, mask, Memory::Parameter)?,
@@ -124,7 +125,7 @@ impl Block<'_> {
             }
             match space {
                 Space::Global => self.store_global(warp, frame, m, &a, mask, pc, flags)?,
-                Space::Shared => self.store_shared(warp, frame, m, &a, mask, pc, flags)?,
+                Space::Shared => self.store_shared(warp, frame, m, &a, mask, pc)?,
                 Space::Local => self.store_local(warp, frame, m, &a, mask)?,
                 other => {
                     let memory = if other == Space::Const { Memory::Constant } else { Memory::Parameter };
@@ -205,6 +206,10 @@ impl Block<'_> {
         let bytes = elem * u32::from(m.count);
         self.counters.store_sectors += traffic::sectors(a, mask, bytes);
         self.counters.ideal_sectors += u64::from(mask.count_ones() * bytes).div_ceil(32);
+        self.spare_sources(a, mask, bytes)?;
+        if !m.order.strong {
+            self.agree(warp, frame, m, a, mask, Memory::Global)?;
+        }
         for l in lanes(mask) {
             let i = self.global_check(warp, a[l], bytes, l, true)?;
             let alloc = &self.env.view.allocations[i];
@@ -255,7 +260,7 @@ impl Block<'_> {
             atomic,
             generation: self.generation,
             only_full_barriers: self.only_full_barriers,
-            foreign: communicates.then(|| &self.foreign[warp.id]),
+            foreign: (communicates || self.peers.len() > 1).then(|| &self.foreign[warp.id]),
             communicates,
         }
     }
@@ -312,15 +317,10 @@ impl Block<'_> {
         Ok(address as u32)
     }
 
-    pub fn shared_race(&self, offset: u32, write: bool, c: Conflict, lane: usize) -> Step<()> {
-        let other = self.other(self.ctaid, Some(c.warp), Some(c.pc), c.wrote);
-        stop(FaultKind::Race { memory: Memory::Shared, address: u64::from(offset), write, other }, Some(lane))
-    }
-
     /// Everything a read of shared memory must satisfy. `used`: the bytes whose value matters.
     #[inline]
     pub fn shared_read(&mut self, me: usize, offset: u32, bytes: u32, used: u32, pc: u32, lane: usize) -> Step<()> {
-        self.shared_read_by(me, offset, bytes, used, pc, lane, None)
+        self.shared_read_by(me, offset, bytes, used, pc, lane, self.stamp(me, lane), None)
     }
 
     #[inline]
@@ -332,6 +332,7 @@ impl Block<'_> {
         used: u32,
         pc: u32,
         lane: usize,
+        stamp: Stamp,
         group: Option<u32>,
     ) -> Step<()> {
         let (all, any) = self.shared.states(offset, bytes);
@@ -344,15 +345,30 @@ impl Block<'_> {
             if bad {
                 let address = u64::from(offset);
                 // Remembered, so that a later write by another warp is known to race with it.
-                if let Err(c) = self.shared.shadow.read(offset, bytes, me, &self.seen[me], pc) {
-                    return self.shared_race(offset, false, c, lane);
-                }
+                self.shared_note(me, offset, bytes, pc, lane, stamp, None)?;
                 return stop(FaultKind::UninitialisedMemory { memory: Memory::Shared, address, bytes }, Some(lane));
             }
         }
+        self.shared_note(me, offset, bytes, pc, lane, stamp, group)
+    }
+
+    /// Remembers a read, which must be ordered after all writes.
+    #[inline]
+    pub fn shared_note(
+        &mut self,
+        me: usize,
+        offset: u32,
+        bytes: u32,
+        pc: u32,
+        lane: usize,
+        stamp: Stamp,
+        group: Option<u32>,
+    ) -> Step<()> {
+        let (seen, foreign) = (&self.seen[me], &self.foreign[me]);
+        let who = Who { block: self.index as u32, warp: me, seen, foreign, pc, atomic: false, stamp };
         let recorded = match group {
-            None => self.shared.shadow.read(offset, bytes, me, &self.seen[me], pc),
-            Some(time) => self.shared.shadow.read_group(offset, bytes, me, &self.seen[me], time, pc),
+            None => self.shared.shadow.read(offset, bytes, &who),
+            Some(time) => self.shared.shadow.read_group(offset, bytes, &who, time),
         };
         match recorded {
             Ok(()) => Ok(()),
@@ -367,13 +383,49 @@ impl Block<'_> {
             let kind = FaultKind::AsyncNotWaited { memory: Memory::Shared, address: u64::from(offset), write: true };
             return stop(kind, Some(lane));
         }
-        if self.shared.being_read(offset, bytes) {
+        if self.shared.being_read(offset, bytes) || (!self.tiles.is_empty() && self.tile_held(offset, bytes)) {
             let kind = FaultKind::AsyncOverwrite { memory: Memory::Shared, address: u64::from(offset) };
             return stop(kind, Some(lane));
         }
-        match self.shared.shadow.write(offset, bytes, me, &self.seen[me], pc, atomic) {
+        self.shared_note_write(me, offset, bytes, pc, atomic, lane, self.stamp(me, lane))
+    }
+
+    /// Remembers a write, which must be ordered after all accesses.
+    #[inline]
+    pub fn shared_note_write(
+        &mut self,
+        me: usize,
+        offset: u32,
+        bytes: u32,
+        pc: u32,
+        atomic: bool,
+        lane: usize,
+        stamp: Stamp,
+    ) -> Step<()> {
+        let (seen, foreign) = (&self.seen[me], &self.foreign[me]);
+        let who = Who { block: self.index as u32, warp: me, seen, foreign, pc, atomic, stamp };
+        match self.shared.shadow.write(offset, bytes, &who) {
             Ok(()) => Ok(()),
             Err(c) => self.shared_race(offset, true, c, lane),
+        }
+    }
+
+    /// Lanes that write to one place in one instruction must write one value.
+    #[inline]
+    fn agree(&self, warp: &Warp, frame: usize, m: &Mem, a: &[u64; LANES], mask: u32, memory: Memory) -> Step<()> {
+        let p = &warp.frames[frame].planes;
+        let planes = if m.elem >= 16 { 4 } else { 1 + u32::from(m.elem >= 8) };
+        let keep = if m.elem < 4 { (1u32 << (8 * m.elem)) - 1 } else { u32::MAX };
+        let value = |r: u32, l: usize| p.0[r as usize][l] & keep;
+        let same = |x: usize, y: usize| {
+            m.regs[..usize::from(m.count)].iter().all(|&r| (r..r + planes).all(|r| value(r, x) == value(r, y)))
+        };
+        match collision(a, mask, same) {
+            Some((x, y)) => {
+                let kind = FaultKind::LaneCollision { memory, address: a[y], lanes: (x as u32, y as u32) };
+                stop(kind, Some(y))
+            }
+            None => Ok(()),
         }
     }
 
@@ -391,39 +443,32 @@ impl Block<'_> {
         a: &[u64; LANES],
         mask: u32,
         pc: u32,
-        flags: &mut FlagTable,
     ) -> Step<()> {
         let elem = u32::from(m.elem);
         let bytes = elem * u32::from(m.count);
         self.count_shared(a, mask, bytes);
         let me = warp.id;
         for l in lanes(mask) {
-            if a[l] >> 24 != 0
-                && let Some((rank, offset)) = self.remote(a[l], bytes, l, false)?
-            {
-                for e in 0..m.count as usize {
-                    let v = self.shared_of(rank).read(offset + elem * e as u32, elem.min(8));
-                    put(&mut warp.frames[frame].planes, m, e, l, v);
-                }
-                continue;
-            }
-            let offset = self.shared_check(a[l], bytes, l, false)?;
+            let (rank, offset) = self.place_shared(a[l], bytes, l, false)?;
             if m.order.strong {
-                self.read_shared_flag(warp, a[l], m.order.acquire, flags);
+                self.read_shared_flag(warp, rank, offset, m.order);
             }
-            if !m.order.strong {
+            if rank != self.rank {
+                self.remote_read(me, rank, offset, bytes, pc, m.order.strong, l)?;
+            } else if !m.order.strong {
                 self.shared_read(me, offset, bytes, m.used, pc, l)?;
             }
             let p = &mut warp.frames[frame].planes;
+            let shared = if rank == self.rank { &self.shared } else { &self.peers[rank] };
             if elem == 16 {
                 if m.regs[0] != NONE {
-                    p.set_u64(m.regs[0], l, self.shared.read(offset, 8));
-                    p.set_u64(m.regs[0] + 2, l, self.shared.read(offset + 8, 8));
+                    p.set_u64(m.regs[0], l, shared.read(offset, 8));
+                    p.set_u64(m.regs[0] + 2, l, shared.read(offset + 8, 8));
                 }
                 continue;
             }
             for e in 0..m.count as usize {
-                put(p, m, e, l, self.shared.read(offset + elem * e as u32, elem));
+                put(p, m, e, l, shared.read(offset + elem * e as u32, elem));
             }
         }
         Ok(())
@@ -437,38 +482,36 @@ impl Block<'_> {
         a: &[u64; LANES],
         mask: u32,
         pc: u32,
-        flags: &mut FlagTable,
     ) -> Step<()> {
         let elem = u32::from(m.elem);
         let bytes = elem * u32::from(m.count);
         self.count_shared(a, mask, bytes);
         let me = warp.id;
+        if !m.order.strong {
+            self.agree(warp, frame, m, a, mask, Memory::Shared)?;
+        }
         for l in lanes(mask) {
-            if a[l] >> 24 != 0
-                && let Some((rank, offset)) = self.remote(a[l], bytes, l, true)?
-            {
-                for e in 0..m.count as usize {
-                    let v = get(&warp.frames[frame].planes, m, e, l);
-                    self.shared_of(rank).write(offset + elem * e as u32, elem.min(8), v);
-                }
-                self.shared_of(rank).set_state(offset, bytes, INIT);
-                continue;
-            }
-            let offset = self.shared_check(a[l], bytes, l, true)?;
+            let (rank, offset) = self.place_shared(a[l], bytes, l, true)?;
             if m.order.strong {
-                self.write_shared_flag(warp, a[l], m.order.release, flags);
+                self.write_shared_flag(warp, rank, offset, m.order);
             }
-            self.shared_write(me, offset, bytes, pc, m.order.strong, l)?;
+            let shared = if rank == self.rank {
+                self.shared_write(me, offset, bytes, pc, m.order.strong, l)?;
+                &mut self.shared
+            } else {
+                self.remote_write(me, rank, offset, bytes, pc, m.order.strong, l)?;
+                &mut self.peers[rank]
+            };
             let p = &warp.frames[frame].planes;
             if elem == 16 {
-                self.shared.write(offset, 8, p.u64_at(m.regs[0], l));
-                self.shared.write(offset + 8, 8, p.u64_at(m.regs[0] + 2, l));
+                shared.write(offset, 8, p.u64_at(m.regs[0], l));
+                shared.write(offset + 8, 8, p.u64_at(m.regs[0] + 2, l));
             } else {
                 for e in 0..m.count as usize {
-                    self.shared.write(offset + elem * e as u32, elem, get(p, m, e, l));
+                    shared.write(offset + elem * e as u32, elem, get(p, m, e, l));
                 }
             }
-            self.shared.set_state(offset, bytes, INIT);
+            shared.set_state(offset, bytes, INIT);
         }
         Ok(())
     }

@@ -117,7 +117,10 @@ impl Block<'_> {
                 continue;
             }
             match space {
-                Space::Global => self.counters.store_sectors += traffic::sectors(&addresses, mask, bytes),
+                Space::Global => {
+                    self.counters.store_sectors += traffic::sectors(&addresses, mask, bytes);
+                    self.spare_sources(&addresses, mask, bytes)?;
+                }
                 Space::Shared => {}
                 _ => {
                     let l = mask.trailing_zeros() as usize;
@@ -127,8 +130,8 @@ impl Block<'_> {
             }
             for l in lanes(mask) {
                 let at = addresses[l];
-                self.order_flag(warp, space, at, m.order, flags);
-                let global = if space == Space::Global {
+                let (rank, global) = if space == Space::Global {
+                    self.order_flag(warp, at, m.order, flags);
                     let i = self.global_check(warp, at, bytes, l, true)?;
                     let offset = at - self.env.view.allocations[i].base;
                     if self.env.view.allocations[i].initialised(offset, bytes) != ((1u64 << bytes) - 1) as u32 {
@@ -136,16 +139,9 @@ impl Block<'_> {
                         return stop(kind, Some(l));
                     }
                     self.global_write(warp, i, offset, bytes, pc, true, l)?;
-                    Some((i, offset))
+                    (0, Some((i, offset)))
                 } else {
-                    let offset = self.shared_check(at, bytes, l, true)?;
-                    let (all, _) = self.shared.states(offset, bytes);
-                    if all & INIT == 0 {
-                        let kind = FaultKind::UninitialisedMemory { memory: Memory::Shared, address: at, bytes };
-                        return stop(kind, Some(l));
-                    }
-                    self.shared_write(warp.id, offset, bytes, pc, true, l)?;
-                    None
+                    (self.atomic_place(warp, at, bytes, m.order, pc, l)?, None)
                 };
                 for e in 0..m.a.len() {
                     let p = &mut warp.frames[frame].planes;
@@ -154,7 +150,7 @@ impl Block<'_> {
                     let step = element * e as u32;
                     let old = match global {
                         Some((i, offset)) => self.atomic_global(i, offset + u64::from(step), m, a, b),
-                        None => self.atomic_shared(at as u32 + step, m, a, b),
+                        None => self.atomic_shared(rank, (at & 0xFF_FFFF) as u32 + step, m, a, b),
                     };
                     if let Some(&d) = m.d.get(e) {
                         set_value(&mut warp.frames[frame].planes, d, m.ty, l, old);
@@ -206,30 +202,53 @@ impl Block<'_> {
         old
     }
 
-    fn atomic_shared(&mut self, offset: u32, m: &Atom, a: u128, b: u128) -> u128 {
+    /// Checks an atomic on shared memory of this block or another; the rank of the block.
+    fn atomic_place(
+        &mut self,
+        warp: &mut Warp,
+        at: u64,
+        bytes: u32,
+        order: Order,
+        pc: u32,
+        lane: usize,
+    ) -> Step<usize> {
+        let (rank, offset) = self.place_shared(at, bytes, lane, true)?;
+        self.read_shared_flag(warp, rank, offset, order);
+        self.write_shared_flag(warp, rank, offset, order);
+        let (all, _) = self.shared_of(rank).states(offset, bytes);
+        if rank != self.rank {
+            self.remote_write(warp.id, rank, offset, bytes, pc, true, lane)?;
+        }
+        if all & INIT == 0 {
+            let kind = FaultKind::UninitialisedMemory { memory: Memory::Shared, address: at, bytes };
+            return stop(kind, Some(lane));
+        }
+        if rank == self.rank {
+            self.shared_write(warp.id, offset, bytes, pc, true, lane)?;
+        }
+        Ok(rank)
+    }
+
+    fn atomic_shared(&mut self, rank: usize, offset: u32, m: &Atom, a: u128, b: u128) -> u128 {
         let n = m.ty.bytes();
+        let shared = self.shared_of(rank);
         if n == 16 {
-            let old = u128::from(self.shared.read(offset, 8)) | u128::from(self.shared.read(offset + 8, 8)) << 64;
+            let old = u128::from(shared.read(offset, 8)) | u128::from(shared.read(offset + 8, 8)) << 64;
             let new = apply(m.op, m.ty, old, a, b);
-            self.shared.write(offset, 8, new as u64);
-            self.shared.write(offset + 8, 8, (new >> 64) as u64);
+            shared.write(offset, 8, new as u64);
+            shared.write(offset + 8, 8, (new >> 64) as u64);
             return old;
         }
-        let old = u128::from(self.shared.read(offset, n));
-        self.shared.write(offset, n, apply(m.op, m.ty, old, a, b) as u64);
+        let old = u128::from(shared.read(offset, n));
+        shared.write(offset, n, apply(m.op, m.ty, old, a, b) as u64);
         old
     }
 
     /// An atomic both reads and writes its flag.
-    fn order_flag(&mut self, warp: &mut Warp, space: Space, at: u64, order: Order, flags: &mut FlagTable) {
-        if space == Space::Global {
-            if self.env.program.communicates {
-                self.read_flag(warp, at, order.acquire, flags);
-                self.write_flag(warp, at, order.release, flags);
-            }
-        } else {
-            self.read_shared_flag(warp, at, order.acquire, flags);
-            self.write_shared_flag(warp, at, order.release, flags);
+    fn order_flag(&mut self, warp: &mut Warp, at: u64, order: Order, flags: &mut FlagTable) {
+        if self.env.program.communicates {
+            self.read_flag(warp, at, order.acquire, flags);
+            self.write_flag(warp, at, order.release, flags);
         }
     }
 
@@ -241,16 +260,29 @@ impl Block<'_> {
         }
     }
 
-    pub fn read_shared_flag(&mut self, warp: &mut Warp, at: u64, acquire: bool, _flags: &mut FlagTable) {
-        if let Some(entry) = self.shared_flags.get(&at) {
-            let (seen, foreign) = (*entry.0, entry.1.clone());
-            self.take_in(warp, Some(&seen), &foreign, acquire);
+    /// The same for a flag in shared memory. Orders between blocks need a scope beyond the block on both sides.
+    pub fn read_shared_flag(&mut self, warp: &mut Warp, rank: usize, offset: u32, order: Order) {
+        let Some(flag) = self.shared_of(rank).flags.get(&offset) else { return };
+        let (mut foreign, wide) = (flag.foreign.clone(), flag.wide.clone());
+        let seen = flag.seen;
+        if rank != self.rank {
+            if !order.cta {
+                self.take_in(warp, None, &wide, order.acquire);
+            }
+            return;
         }
+        if !order.cta {
+            foreign.join(&wide);
+        }
+        self.take_in(warp, Some(&seen), &foreign, order.acquire);
     }
 
     fn take_in(&mut self, warp: &mut Warp, seen: Option<&Seen>, foreign: &Foreign, acquire: bool) {
         let zero = NOTHING;
         let seen = seen.unwrap_or(&zero);
+        if acquire {
+            super::barrier::sync_lanes(&mut self.epochs[warp.id], warp.alive);
+        }
         // What other blocks knew about this block comes back as an order among its own warps.
         let mut own = *seen;
         if let Some(times) = foreign.of(self.index as u32) {
@@ -265,38 +297,35 @@ impl Block<'_> {
         carry(&mut self.acquired[warp.id], &own, foreign);
     }
 
-    /// A strong write publishes what the warp had done: all of it if it releases, else what came before its last fence.
-    pub fn write_flag(&mut self, warp: &mut Warp, at: u64, release: bool, flags: &mut FlagTable) {
-        let me = warp.id;
-        let published = if release {
+    /// What a strong write of this warp publishes: all it has done if it releases, else what came before its last fence.
+    pub fn publish(&mut self, me: usize, release: bool) -> Option<(Seen, Foreign)> {
+        if release {
             let out = (self.seen[me], self.foreign[me].clone());
             self.seen[me][me] += 1;
             Some(out)
         } else {
             self.released[me].as_ref().map(|(s, f)| (**s, f.clone()))
-        };
-        if let Some((seen, foreign)) = published {
+        }
+    }
+
+    pub fn write_flag(&mut self, warp: &mut Warp, at: u64, release: bool, flags: &mut FlagTable) {
+        if let Some((seen, foreign)) = self.publish(warp.id, release) {
             let entry = flags.entry(at).or_insert_with(|| (Box::new(NOTHING), Foreign::default()));
             entry.1.join(&foreign.with(self.index as u32, &seen));
         }
     }
 
-    pub fn write_shared_flag(&mut self, warp: &mut Warp, at: u64, release: bool, _flags: &mut FlagTable) {
+    pub fn write_shared_flag(&mut self, warp: &mut Warp, rank: usize, offset: u32, order: Order) {
         self.only_full_barriers = false;
-        let me = warp.id;
-        let published = if release {
-            let out = (self.seen[me], self.foreign[me].clone());
-            self.seen[me][me] += 1;
-            Some(out)
-        } else {
-            self.released[me].as_ref().map(|(s, f)| (**s, f.clone()))
-        };
-        if let Some((seen, foreign)) = published {
-            let entry = self.shared_flags.entry(at).or_insert_with(|| (Box::new(NOTHING), Foreign::default()));
-            for (a, b) in entry.0.iter_mut().zip(&seen) {
-                *a = (*a).max(*b);
-            }
-            entry.1.join(&foreign);
+        let Some((seen, foreign)) = self.publish(warp.id, order.release) else { return };
+        let (own, index, alone) = (rank == self.rank, self.index as u32, self.peers.len() == 1);
+        let flag = self.shared_of(rank).flags.entry(offset).or_default();
+        if own {
+            flag.join_seen(&seen);
+            flag.foreign.join(&foreign);
+        }
+        if !alone && !order.cta {
+            flag.wide.join(&foreign.with(index, &seen));
         }
     }
 }

@@ -46,6 +46,14 @@ impl Default for Barrier {
     }
 }
 
+/// What these lanes did before is ordered before what they do from here on.
+pub fn sync_lanes(epochs: &mut [u32; 32], lanes: u32) {
+    let newest = super::warp::lanes(lanes).map(|l| epochs[l]).max().unwrap_or(0);
+    for l in super::warp::lanes(lanes) {
+        epochs[l] = newest + 1;
+    }
+}
+
 fn misuse<T>(barrier: u32, reason: String, lane: u32) -> Step<T> {
     stop(FaultKind::BarrierMisuse { barrier, reason }, Some(lane.trailing_zeros() as usize))
 }
@@ -126,6 +134,9 @@ impl Block<'_> {
         // What follows is later than what the others will have seen.
         self.seen[me][me] += 1;
         self.counters.barriers += 1;
+        if bar.op != BarOp::Arrive {
+            sync_lanes(&mut self.epochs[me], active);
+        }
         let generation = b.generation;
         if bar.op != BarOp::Arrive {
             b.waiting |= 1 << me;
@@ -221,6 +232,12 @@ impl Block<'_> {
 
     /// A fence publishes what the warp has done to whoever reads a flag written later, and takes in what earlier flags said.
     pub fn fence(&mut self, warp: &mut Warp, fence: Fence) {
+        if fence == Fence::MbarrierInit {
+            let me = warp.id;
+            self.init_released[me] = Some(self.foreign[me].with(self.index as u32, &self.seen[me]));
+            self.seen[me][me] += 1;
+            return;
+        }
         if fence == Fence::ProxyAsync {
             let me = warp.id;
             self.proxy_fenced[me] = self.seen[me][me];
@@ -245,5 +262,15 @@ impl Block<'_> {
             *s = (*s).max(*t);
         }
         self.foreign[me].join(foreign);
+    }
+
+    /// Takes in what blocks know of each other: what they know of this one is an order among its own warps.
+    pub fn acquire_wide(&mut self, me: usize, wide: &Foreign) {
+        if let Some(times) = wide.of(self.index as u32) {
+            for (s, t) in self.seen[me].iter_mut().zip(times) {
+                *s = (*s).max(*t);
+            }
+        }
+        self.foreign[me].join(wide);
     }
 }

@@ -1,11 +1,13 @@
 //! One block: its shared memory, barriers and warps, and the order in which they run.
 
 use std::cell::RefCell;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use super::barrier::Barrier;
 use super::hopper::ClusterBarrier;
-use super::warp::{Wait, Warp};
+use super::registers::Registers;
+use super::source::Source;
+use super::warp::{Group, Wait, Warp};
 use crate::check::clocks::Foreign;
 use crate::check::counters::Counters;
 use crate::check::fault::{Fault, FaultKind, OtherAccess};
@@ -26,6 +28,7 @@ pub struct Env<'a> {
     pub block: [u32; 3],
     pub cluster: [u32; 3],
     pub shared_bytes: u32,
+    pub registers: u32,
     pub seed: u64,
     pub limit: u64,
     pub numerics: crate::exec::grid::Numerics,
@@ -96,7 +99,6 @@ pub struct Block<'a> {
     pub foreign: Vec<Foreign>,
     pub generation: u32,
     pub only_full_barriers: bool,
-    pub shared_flags: FlagTable,
     pub counters: Counters,
     pub printed: String,
     pub rng: Rng,
@@ -107,8 +109,19 @@ pub struct Block<'a> {
     /// Place in the cluster; the shared memories of its blocks, this one's slot empty while it runs.
     pub rank: usize,
     pub peers: Vec<Shared>,
+    /// The numbers of the cluster's blocks.
+    pub members: Vec<u64>,
     pub cluster_barrier: Rc<RefCell<ClusterBarrier>>,
-    pub cluster_seen: Seen,
+    /// For each warp: which initialisations of mbarriers in other blocks are ordered before now.
+    pub inits: Vec<Foreign>,
+    pub init_released: Vec<Option<Foreign>>,
+    /// Times of the lanes of each warp: they advance where the warp synchronises.
+    pub epochs: Vec<[u32; 32]>,
+    /// Global memory that copies on their way still read.
+    pub sources: Vec<Weak<Source>>,
+    /// The same for its own shared memory and copies to other blocks.
+    pub tiles: Vec<Weak<Source>>,
+    pub registers: Registers,
     /// For each warp: its time at its last proxy fence, and what was ordered before that fence.
     pub proxy_fenced: Vec<u32>,
     pub proxy_seen: Vec<Seen>,
@@ -170,7 +183,6 @@ impl<'a> Block<'a> {
             foreign: vec![Foreign::default(); count],
             generation: 1,
             only_full_barriers: true,
-            shared_flags: FlagTable::new(),
             counters: Counters::default(),
             printed: String::new(),
             rng: Rng::new(env.seed.wrapping_mul(0x2545_F491_4F6C_DD1D).wrapping_add(index)),
@@ -178,8 +190,14 @@ impl<'a> Block<'a> {
             suspect: None,
             rank: 0,
             peers: vec![Shared::default()],
+            members: vec![index],
             cluster_barrier,
-            cluster_seen: NOTHING,
+            inits: vec![Foreign::default(); count],
+            init_released: vec![None; count],
+            epochs: vec![[1; 32]; count],
+            sources: Vec::new(),
+            tiles: Vec::new(),
+            registers: Registers::new(env, count),
             proxy_fenced: vec![0; count],
             proxy_seen: vec![NOTHING; count],
             released: vec![None; count],
@@ -225,16 +243,15 @@ impl<'a> Block<'a> {
             }
             if finished {
                 self.check_leftovers()?;
+                self.check_registers()?;
+                self.check_visitors()?;
                 return Ok(Status::Finished);
             }
             if !progress {
                 return Ok(Status::Stuck);
             }
             if self.executed > self.env.limit {
-                return Err(self.fault(
-                    None,
-                    Stop { kind: FaultKind::InstructionLimit { instructions: self.executed }, lane: None },
-                ));
+                return Err(self.limit_fault(self.executed));
             }
         }
         Ok(Status::Running)
@@ -251,7 +268,15 @@ impl<'a> Block<'a> {
             b.inflight.len(),
             b.tx
         );
-        Err(self.fault(None, Stop { kind: FaultKind::Misuse(text), lane: None }))
+        Err(self.fault(b.place, Stop { kind: FaultKind::Misuse(text), lane: None }))
+    }
+
+    /// A launch that goes on and on is reported where the warp that ran most stands.
+    pub fn limit_fault(&self, instructions: u64) -> Box<Fault> {
+        let busy = self.warps.iter().enumerate().filter(|(_, w)| !w.groups.is_empty());
+        let place = busy.max_by_key(|(w, warp)| (warp.executed, usize::MAX - w)).map(|(w, warp)| (w, warp.groups[0]));
+        let lane = place.map(|(_, g)| g.mask.trailing_zeros());
+        self.fault(place.map(|(w, g)| (w, g.pc)), Stop { kind: FaultKind::InstructionLimit { instructions }, lane })
     }
 
     /// Stops a warp that read what was never written, and lets the others show whether they would have written it.
@@ -270,7 +295,11 @@ impl<'a> Block<'a> {
     pub fn deadlock(&self) -> Box<Fault> {
         // A warp whose own lanes wait for each other is the nearer cause.
         for (w, warp) in self.warps.iter().enumerate() {
-            if let Some(g) = warp.groups.iter().find(|g| g.wait == Wait::Converge) {
+            // Unless the missing lanes wait for something that other threads owe them.
+            let owed = |g: &Group| matches!(g.wait, Wait::Phase { .. } | Wait::Registers { .. } | Wait::Cluster { .. });
+            if let Some(g) = warp.groups.iter().find(|g| g.wait == Wait::Converge)
+                && !warp.groups.iter().any(owed)
+            {
                 let kind = FaultKind::Divergent { arrived: g.mask, expected: warp.alive };
                 return self.fault_at(Some(w), g.pc, Stop { kind, lane: Some(g.mask.trailing_zeros()) });
             }
@@ -283,6 +312,9 @@ impl<'a> Block<'a> {
                     Wait::Barrier { id, .. } => format!("at barrier {id}"),
                     Wait::Cluster { .. } => "at the cluster barrier".into(),
                     Wait::Warpgroup { .. } => "for the other warps of its warpgroup".into(),
+                    Wait::Registers { more } => {
+                        format!("for {more} registers, {} are free", self.registers.free)
+                    }
                     Wait::Phase { offset, .. } => match self.shared.mbarriers.get(&offset) {
                         Some(b) => format!(
                             "for the mbarrier at {offset:#x} (phase {}, {} of {} arrivals and {} bytes missing)",
@@ -293,12 +325,12 @@ impl<'a> Block<'a> {
                     Wait::Ready | Wait::Converge => continue,
                 };
                 let line = self.env.program.places[g.pc as usize].line;
-                first = first.or(Some((w, g.pc)));
+                first = first.or(Some((w, g.pc, g.mask.trailing_zeros())));
                 parts.push(format!("warp {w} waits {what} (PTX line {line})"));
             }
         }
-        let (w, pc) = first.unwrap_or((0, 0));
-        self.fault_at(Some(w), pc, Stop { kind: FaultKind::Deadlock { waiting: parts.join("; ") }, lane: None })
+        let (w, pc, lane) = first.unwrap_or((0, 0, 0));
+        self.fault_at(Some(w), pc, Stop { kind: FaultKind::Deadlock { waiting: parts.join("; ") }, lane: Some(lane) })
     }
 
     pub fn fault(&self, warp: Option<(usize, u32)>, s: Stop) -> Box<Fault> {
@@ -335,7 +367,7 @@ impl<'a> Block<'a> {
 
     pub fn other(&self, block: [u32; 3], warp: Option<u32>, pc: Option<u32>, wrote: bool) -> Box<OtherAccess> {
         let line = pc.and_then(|pc| self.env.program.places.get(pc as usize)).map(|p| p.line);
-        Box::new(OtherAccess { block, warp, wrote, line, source: pc.and_then(|pc| self.source(pc)) })
+        Box::new(OtherAccess { block, warp, lane: None, wrote, line, source: pc.and_then(|pc| self.source(pc)) })
     }
 
     /// Coordinates of a block from its number.

@@ -4,15 +4,19 @@ use super::block::{Block, Step, stop};
 use super::lanes::LANES;
 use super::mbarrier::Landing;
 use super::warp::Warp;
+use crate::check::clocks::Foreign;
 use crate::check::fault::{FaultKind, Memory};
+use crate::check::race::NO_LANE;
 use crate::decode::program::*;
-use crate::memory::shared::{ASYNC, PENDING};
+use crate::memory::shared::{ASYNC, INIT, PENDING, REDUCING};
 use crate::parse::ast::{Space, Ty};
 use crate::tensor_map::{Swizzle, TensorMap, TensorType};
 
 /// Shared memory that an asynchronous operation still reads.
 #[derive(Debug, Clone)]
 pub struct Reading {
+    /// The thread whose copy it is.
+    pub lane: usize,
     pub group: u32,
     pub chunks: Vec<u32>,
 }
@@ -23,30 +27,39 @@ fn misuse<T>(text: String, lane: usize) -> Step<T> {
 
 impl Block<'_> {
     /// The destination of an asynchronous write must be free: nothing in flight to it, nothing still reading it.
-    fn reserve(&mut self, warp: &Warp, rank: usize, offset: u32, bytes: u32, lane: usize, pc: u32) -> Step<()> {
+    fn reserve(&mut self, warp: &Warp, rank: usize, p: &Landing, lane: usize, pc: u32) -> Step<()> {
+        let (offset, bytes) = (p.dst, p.data.len() as u32);
         let address = u64::from(offset);
-        let own = rank == self.rank;
-        let shared = self.shared_of(rank);
+        let shared = self.living(rank, offset, true, lane)?;
         if offset < SHARED_START || offset as usize + bytes as usize > shared.data.len() {
             return stop(FaultKind::OutOfBounds { memory: Memory::Shared, address, bytes, write: true }, Some(lane));
         }
-        if shared.states(offset, bytes).1 & PENDING != 0 {
+        let (all, any) = shared.states(offset, bytes);
+        // Reductions may follow each other.
+        let joins = p.reduce.is_some() && all & REDUCING != 0;
+        if any & PENDING != 0 && !joins {
             return stop(FaultKind::AsyncNotWaited { memory: Memory::Shared, address, write: true }, Some(lane));
+        }
+        if p.reduce.is_some() && all & INIT == 0 {
+            return stop(FaultKind::UninitialisedMemory { memory: Memory::Shared, address, bytes }, Some(lane));
         }
         if shared.being_read(offset, bytes) {
             return stop(FaultKind::AsyncOverwrite { memory: Memory::Shared, address }, Some(lane));
         }
-        if own && let Err(c) = self.shared.shadow.write(offset, bytes, warp.id, &self.seen[warp.id], pc, false) {
-            return self.shared_race(offset, true, c, lane);
+        if rank == self.rank {
+            self.shared_note_write(warp.id, offset, bytes, pc, p.reduce.is_some(), lane, NO_LANE)?;
+        } else {
+            self.remote_record(warp.id, rank, offset, bytes, pc, p.reduce.is_some(), true, lane)?;
         }
+        let state = PENDING | if p.reduce.is_some() { REDUCING } else { 0 };
         for s in &mut self.shared_of(rank).state[offset as usize..(offset + bytes) as usize] {
-            *s |= PENDING;
+            *s |= state;
         }
         Ok(())
     }
 
     /// Sends bytes to a place in the cluster and counts them at the mbarrier beside it.
-    fn send(
+    pub fn send(
         &mut self,
         warp: &Warp,
         rank: usize,
@@ -57,18 +70,50 @@ impl Block<'_> {
         pc: u32,
     ) -> Step<()> {
         for p in &pieces {
-            self.reserve(warp, rank, p.dst, p.data.len() as u32, lane, pc)?;
+            self.reserve(warp, rank, p, lane, pc)?;
         }
         let (own, me) = (rank == self.rank, warp.id);
         let clock = self.seen[me][me];
+        let index = self.index as u32;
         let Some(b) = self.shared_of(rank).mbarriers.get_mut(&mbar) else {
             return misuse(format!("no mbarrier is initialised at shared address {mbar:#x}"), lane);
         };
         if own {
-            b.seen[me] = b.seen[me].max(clock);
+            b.brought.seen[me] = b.brought.seen[me].max(clock);
+            b.place = Some((me, pc));
+        } else {
+            b.copies.join(&Foreign::one(index, me, clock));
         }
         b.inflight.extend(pieces);
         self.transact(rank, mbar, -i64::from(total), lane)
+    }
+
+    /// `st.async` and `red.async`: one value of a lane to another block, counted by an mbarrier of that block.
+    pub fn send_value(
+        &mut self,
+        warp: &Warp,
+        [dst, mbar]: [u64; 2],
+        data: Vec<u8>,
+        reduce: Option<(AtomOp, Ty)>,
+        lane: usize,
+        pc: u32,
+    ) -> Step<()> {
+        if self.peers.len() < 2 {
+            return misuse("an asynchronous store needs a cluster of several blocks".into(), lane);
+        }
+        let bytes = data.len() as u32;
+        let (rank, offset) = self.place_shared(dst & !WINDOW_MASK, bytes, lane, true)?;
+        let (there, mbar) = self.resolve_shared(mbar, lane)?;
+        if rank != there {
+            return misuse("the value and its mbarrier belong to different blocks".into(), lane);
+        }
+        if reduce.is_some() && rank == self.rank {
+            return misuse("an asynchronous reduction goes to another block of the cluster".into(), lane);
+        }
+        let landing = Landing { dst: offset, data, reduce, source: None };
+        self.send(warp, rank, vec![landing], mbar, bytes, lane, pc)?;
+        self.seen[warp.id][warp.id] += 1;
+        Ok(())
     }
 
     /// The blocks that a copy goes to: the one its address names, or all in the mask.
@@ -118,12 +163,29 @@ impl Block<'_> {
         let (rank, offset) = self.resolve_shared(dst, lane)?;
         let (_, mbar) = self.resolve_shared(mbar, lane)?;
         let data = self.global_bytes(warp, src, size, lane, pc)?;
+        let source = self.hold_source(vec![(src, src + u64::from(size))]);
         self.counters.load_sectors += u64::from(size / 32);
         self.counters.ideal_sectors += u64::from(size / 32);
         for r in self.targets(warp, frame, mask, rank, lane)? {
-            self.send(warp, r, vec![Landing { dst: offset, data: data.clone() }], mbar, size, lane, pc)?;
+            let landing = Landing { dst: offset, data: data.clone(), reduce: None, source: source.clone() };
+            self.send(warp, r, vec![landing], mbar, size, lane, pc)?;
         }
         self.seen[warp.id][warp.id] += 1;
+        Ok(())
+    }
+
+    /// A hint has no effect, but what it names must be there.
+    pub fn bulk_prefetch(&mut self, warp: &mut Warp, at: u64, size: u32, dims: usize, lane: usize) -> Step<()> {
+        if dims > 0 {
+            let map = self.tensor_map(warp, at, lane)?;
+            if map.dims.len() != dims {
+                return misuse(format!("{dims} coordinates for a tensor of {} dimensions", map.dims.len()), lane);
+            }
+            return Ok(());
+        }
+        if size % 16 != 0 || at % 16 != 0 {
+            return misuse(format!("a prefetch of {size} bytes at {at:#x}: both must be multiples of 16"), lane);
+        }
         Ok(())
     }
 
@@ -140,8 +202,10 @@ impl Block<'_> {
         if size == 0 || size > 1 << 20 || size % 16 != 0 || dst % 16 != 0 || src % 16 != 0 {
             return misuse(format!("a bulk copy of {size} bytes: sizes and addresses must be multiples of 16"), lane);
         }
-        let data = self.async_read(warp, (src & 0xFF_FFFF) as u32, size, lane, pc)?;
-        self.send(warp, rank, vec![Landing { dst: offset, data }], mbar, size, lane, pc)?;
+        let from = (src & 0xFF_FFFF) as u32;
+        let data = self.async_read(warp, from, size, lane, pc)?;
+        let source = self.hold_tile(u64::from(from), u64::from(size));
+        self.send(warp, rank, vec![Landing { dst: offset, data, reduce: None, source }], mbar, size, lane, pc)?;
         self.seen[warp.id][warp.id] += 1;
         Ok(())
     }
@@ -165,7 +229,7 @@ impl Block<'_> {
                 FaultKind::OutOfBounds { memory: Memory::Shared, address: u64::from(at), bytes: n, write: false };
             return stop(kind, Some(lane));
         }
-        self.shared_read_by(me, at, n, u32::MAX, pc, lane, group)?;
+        self.shared_read_by(me, at, n, u32::MAX, pc, lane, NO_LANE, group)?;
         if self.shared.state[at as usize] & ASYNC == 0 {
             let (w, clock) = self.shared.shadow.last_write(at);
             let fenced = clock <= self.proxy_fenced[w] || clock <= self.proxy_seen[me][w];
@@ -194,13 +258,8 @@ impl Block<'_> {
                 let n = &mut self.shared.readers[c as usize];
                 *n = n.saturating_sub(1);
                 // Nothing can have written it meanwhile: that would have been a fault.
-                let _ = self.shared.shadow.read(
-                    c * 16,
-                    16.min(self.shared.data.len() as u32 - c * 16),
-                    me,
-                    &self.seen[me],
-                    pc,
-                );
+                let bytes = 16.min(self.shared.data.len() as u32 - c * 16);
+                let _ = self.shared_note(me, c * 16, bytes, pc, r.lane, NO_LANE, None);
             }
         }
     }
@@ -226,7 +285,7 @@ impl Block<'_> {
         }
         let data = self.async_read(warp, offset, size, lane, pc)?;
         let chunks = self.hold(offset, size);
-        warp.bulk.push(Reading { group: warp.bulk_committed, chunks });
+        warp.bulk.push(Reading { lane, group: warp.bulk_committed[lane], chunks });
         self.write_global_row(warp, dst, &data, reduce, lane, pc)
     }
 
@@ -244,6 +303,9 @@ impl Block<'_> {
             return stop(FaultKind::OutOfBounds { memory: Memory::Global, address, bytes, write: true }, Some(lane));
         };
         let at = address - self.env.view.allocations[i].base;
+        let mut at_lane = [0; LANES];
+        at_lane[lane] = address;
+        self.spare_sources(&at_lane, 1 << lane, bytes)?;
         self.global_write(warp, i, at, bytes, pc, reduce.is_some(), lane)?;
         self.counters.store_sectors += u64::from(bytes).div_ceil(32);
         self.counters.ideal_sectors += u64::from(bytes).div_ceil(32);
@@ -357,6 +419,7 @@ impl Block<'_> {
         if map.nan_fill {
             fill_nan(&mut tile, map.ty);
         }
+        let mut ranges = Vec::new();
         for (at, start, first, end) in Self::rows(&map, coords) {
             if first == end {
                 continue;
@@ -364,6 +427,7 @@ impl Block<'_> {
             let step = map.steps[0];
             let bytes = ((end - first - 1) * step + 1) * es;
             let row = self.global_bytes(warp, start, bytes, lane, pc)?;
+            ranges.push((start, start + u64::from(bytes)));
             for i in first..end {
                 let from = ((i - first) * step * es) as usize;
                 let to = (at + i * es) as usize;
@@ -378,8 +442,15 @@ impl Block<'_> {
             let place = |i: usize| map.swizzle.apply(offset + 16 * i as u32);
             tile.chunks(16).enumerate().map(|(i, c)| (place(i), c.to_vec())).collect()
         };
+        let source = self.hold_source(ranges);
         for r in self.targets(warp, frame, mask, rank, lane)? {
-            let landings = pieces.iter().map(|(dst, data)| Landing { dst: *dst, data: data.clone() }).collect();
+            let land = |(dst, data): &(u32, Vec<u8>)| Landing {
+                dst: *dst,
+                data: data.clone(),
+                reduce: None,
+                source: source.clone(),
+            };
+            let landings = pieces.iter().map(land).collect();
             self.send(warp, r, landings, mbar, map.bytes(), lane, pc)?;
         }
         self.seen[warp.id][warp.id] += 1;
@@ -423,14 +494,14 @@ impl Block<'_> {
             }
         }
         let chunks = self.hold(offset, total);
-        warp.bulk.push(Reading { group: warp.bulk_committed, chunks });
+        warp.bulk.push(Reading { lane, group: warp.bulk_committed[lane], chunks });
         Ok(())
     }
 
-    pub fn bulk_wait(&mut self, warp: &mut Warp, pending: u32, pc: u32) {
-        let limit = warp.bulk_committed;
-        let (done, left): (Vec<Reading>, Vec<Reading>) =
-            std::mem::take(&mut warp.bulk).into_iter().partition(|r| r.group.saturating_add(pending) < limit);
+    pub fn bulk_wait(&mut self, warp: &mut Warp, pending: u32, active: u32, pc: u32) {
+        let committed = warp.bulk_committed;
+        let over = |r: &Reading| active >> r.lane & 1 == 1 && r.group.saturating_add(pending) < committed[r.lane];
+        let (done, left): (Vec<Reading>, Vec<Reading>) = std::mem::take(&mut warp.bulk).into_iter().partition(over);
         warp.bulk = left;
         self.let_go(warp, done, pc);
     }

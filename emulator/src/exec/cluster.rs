@@ -24,13 +24,18 @@ impl<'a> Cluster<'a> {
         let n = (c[0] * c[1] * c[2]) as usize;
         let barrier = Rc::new(RefCell::new(ClusterBarrier::default()));
         let mut blocks = Vec::with_capacity(n);
-        for rank in 0..n as u64 {
+        let number = |rank: u64| {
             let inside = [rank % c[0], rank / c[0] % c[1], rank / (c[0] * c[1])];
             let [x, y, z] = [0, 1, 2].map(|i| at[i] * c[i] + inside[i]);
-            let mut b = Block::new(env, x + grid[0] * (y + grid[1] * z), spare.pop().unwrap_or_default());
+            x + grid[0] * (y + grid[1] * z)
+        };
+        let members: Vec<u64> = (0..n as u64).map(number).collect();
+        for (rank, &index) in members.iter().enumerate() {
+            let mut b = Block::new(env, index, spare.pop().unwrap_or_default());
             barrier.borrow_mut().alive += env.block.iter().product::<u32>();
-            b.rank = rank as usize;
+            b.rank = rank;
             b.peers = (0..n).map(|_| Shared::default()).collect();
+            b.members = members.clone();
             b.cluster_barrier = Rc::clone(&barrier);
             blocks.push(b);
         }
@@ -48,7 +53,9 @@ impl<'a> Cluster<'a> {
         for _ in 0..rounds {
             let before = self.executed();
             let mut moved = false;
-            for i in 0..self.blocks.len() {
+            let n = self.blocks.len();
+            let start = self.blocks[0].rng.below(n);
+            for i in (start..n).chain(0..start) {
                 if self.finished[i] {
                     continue;
                 }
@@ -99,8 +106,8 @@ impl<'a> Cluster<'a> {
     }
 
     pub fn limit_fault(&self, instructions: u64) -> Box<Fault> {
-        let kind = crate::check::fault::FaultKind::InstructionLimit { instructions };
-        self.blocks[0].fault(None, super::block::Stop { kind, lane: None })
+        let i = self.finished.iter().position(|f| !f).unwrap_or(0);
+        self.blocks[i].limit_fault(instructions)
     }
 
     /// Adds up what the blocks did and keeps their buffers.

@@ -50,12 +50,12 @@ impl Block<'_> {
             left &= !members;
         }
         for members in sets {
-            self.exchange(warp, frame, op, members, masks[members.trailing_zeros() as usize])?;
+            self.exchange(warp, frame, op, members)?;
         }
         Ok(Flow::Next)
     }
 
-    fn exchange(&mut self, warp: &mut Warp, frame: usize, op: &Op, members: u32, named: u32) -> Step<()> {
+    fn exchange(&mut self, warp: &mut Warp, frame: usize, op: &Op, members: u32) -> Step<()> {
         let p = &mut warp.frames[frame].planes;
         match *op {
             Op::Shfl { mode, d, p: valid, a, b, c, .. } => {
@@ -135,9 +135,7 @@ impl Block<'_> {
                 p.put(d, &[leader; LANES], members);
                 p.set_mask(pred, 1 << leader, members);
             }
-            _ => {
-                let _ = named;
-            }
+            _ => super::barrier::sync_lanes(&mut self.epochs[warp.id], members),
         }
         Ok(())
     }

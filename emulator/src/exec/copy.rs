@@ -1,13 +1,16 @@
 //! `cp.async`: the source is read when the copy is issued; the destination changes only when the issuing thread waits for the
 //! group, and until then nobody may read or write it.
 
+use std::rc::Rc;
+
 use super::block::{Block, Step, stop};
 use super::lanes::LANES;
+use super::source::Source;
 use super::traffic;
 use super::warp::{Warp, lanes};
 use crate::check::fault::{FaultKind, Memory};
 use crate::decode::program::*;
-use crate::memory::shared::{INIT, PENDING};
+use crate::memory::shared::{INIT, PENDING, Shared};
 use crate::parse::ast::Space;
 
 /// A copy that has not landed, for the lanes that issued it.
@@ -20,6 +23,42 @@ pub struct PendingCopy {
     data: [[u8; 16]; LANES],
     /// The group of each lane that the copy belongs to.
     group: [u32; LANES],
+    /// Global memory that it reads until it lands.
+    source: Option<Rc<Source>>,
+}
+
+impl PendingCopy {
+    /// Takes what these lanes issued out of a list of copies.
+    pub fn split(copies: &mut Vec<PendingCopy>, which: u32) -> Vec<PendingCopy> {
+        let mut out = Vec::new();
+        for c in copies.iter_mut().filter(|c| c.lanes & which != 0) {
+            out.push(PendingCopy { lanes: c.lanes & which, ..c.clone() });
+            c.lanes &= !which;
+        }
+        copies.retain(|c| c.lanes != 0);
+        out
+    }
+
+    /// The data of these lanes arrives in shared memory.
+    pub fn land(&mut self, shared: &mut Shared, which: u32) {
+        let n = usize::from(self.bytes);
+        for l in lanes(self.lanes & which) {
+            let o = self.dst[l] as usize;
+            shared.data[o..o + n].copy_from_slice(&self.data[l][..n]);
+            shared.set_state(self.dst[l], n as u32, INIT);
+        }
+        self.lanes &= !which;
+        if self.lanes == 0 {
+            self.source = None;
+        }
+    }
+
+    /// The lanes whose group is among those that are waited for.
+    fn ready(&self, committed: &[u32; LANES], pending: u32, active: u32) -> u32 {
+        let over =
+            |l: &usize| pending == NONE || u64::from(self.group[*l]) + u64::from(pending) < u64::from(committed[*l]);
+        lanes(self.lanes & active).filter(over).fold(0, |m, l| m | 1 << l)
+    }
 }
 
 impl Block<'_> {
@@ -39,9 +78,17 @@ impl Block<'_> {
         let planes = &warp.frames[frame].planes;
         let sizes = if src_bytes == NONE { [u32::from(bytes); LANES] } else { *planes.get(src_bytes) };
         let ignored = if ignore == NONE { 0 } else { planes.mask(ignore) };
-        let mut copy =
-            PendingCopy { lanes: active, bytes, pc, dst: [0; LANES], data: [[0; 16]; LANES], group: warp.committed };
+        let mut copy = PendingCopy {
+            lanes: active,
+            bytes,
+            pc,
+            dst: [0; LANES],
+            data: [[0; 16]; LANES],
+            group: warp.committed,
+            source: None,
+        };
         let mut reading = 0;
+        let mut ranges = Vec::with_capacity(active.count_ones() as usize);
         for l in lanes(active) {
             let size = if ignored >> l & 1 == 1 { 0 } else { sizes[l] };
             if size > u32::from(bytes) {
@@ -57,9 +104,7 @@ impl Block<'_> {
                 return stop(kind, Some(l));
             }
             // The copy may land at any time from now on: earlier reads of the place must be ordered before it.
-            if let Err(c) = self.shared.shadow.write(offset, n, warp.id, &self.seen[warp.id], pc, false) {
-                return self.shared_race(offset, true, c, l);
-            }
+            self.shared_note_write(warp.id, offset, n, pc, false, l, self.stamp(warp.id, l))?;
             for s in &mut self.shared.state[offset as usize..(offset + n) as usize] {
                 *s |= PENDING;
             }
@@ -85,7 +130,9 @@ impl Block<'_> {
             }
             alloc.copy_out(&mut copy.data[l][..size as usize], at);
             self.global_read(warp, i, at, size, pc, false, l)?;
+            ranges.push((from[l], from[l] + u64::from(size)));
         }
+        copy.source = self.hold_source(ranges);
         if reading != 0 {
             self.counters.load_sectors += traffic::sectors(&from, reading, u32::from(bytes));
             self.counters.ideal_sectors += u64::from(reading.count_ones() * u32::from(bytes)).div_ceil(32);
@@ -99,32 +146,36 @@ impl Block<'_> {
 
     /// Lands what the active lanes wait for: all but the last `pending` committed groups, or everything.
     pub fn copy_wait(&mut self, warp: &mut Warp, pending: u32, active: u32) -> Step<()> {
-        let me = warp.id;
-        let mut i = 0;
-        while i < warp.copies.len() {
-            let c = &mut warp.copies[i];
-            let mut done = 0u32;
-            for l in lanes(c.lanes & active) {
-                let ready =
-                    pending == NONE || u64::from(c.group[l]) + u64::from(pending) < u64::from(warp.committed[l]);
-                done |= u32::from(ready) << l;
+        let mut copies = std::mem::take(&mut warp.copies);
+        let result = self.land_ready(warp, &mut copies, pending, active);
+        copies.retain(|c| c.lanes != 0);
+        warp.copies = copies;
+        result?;
+        // Copies that an mbarrier follows can be waited for as well.
+        let follow = self.shared.mbarriers.iter().filter(|(_, b)| b.deferred.iter().any(|d| d.warp == warp.id));
+        let mut offsets: Vec<u32> = follow.map(|(o, _)| *o).collect();
+        offsets.sort_unstable();
+        for o in offsets {
+            let Some(b) = self.shared.mbarriers.get_mut(&o) else { continue };
+            let mut deferred = std::mem::take(&mut b.deferred);
+            for d in deferred.iter_mut().filter(|d| d.warp == warp.id) {
+                self.land_ready(warp, &mut d.copies, pending, active)?;
             }
-            let n = u32::from(c.bytes);
+            if let Some(b) = self.shared.mbarriers.get_mut(&o) {
+                b.deferred = deferred;
+            }
+        }
+        Ok(())
+    }
+
+    fn land_ready(&mut self, warp: &Warp, copies: &mut [PendingCopy], pending: u32, active: u32) -> Step<()> {
+        for c in copies {
+            let done = c.ready(&warp.committed, pending, active);
+            c.land(&mut self.shared, done);
             for l in lanes(done) {
-                let o = c.dst[l] as usize;
-                self.shared.data[o..o + n as usize].copy_from_slice(&c.data[l][..n as usize]);
-                self.shared.set_state(c.dst[l], n, INIT);
-                // The data is this warp's write of this moment.
-                if let Err(conflict) = self.shared.shadow.write(c.dst[l], n, me, &self.seen[me], c.pc, false) {
-                    let offset = c.dst[l];
-                    return self.shared_race(offset, true, conflict, l);
-                }
-            }
-            c.lanes &= !done;
-            if c.lanes == 0 {
-                warp.copies.remove(i);
-            } else {
-                i += 1;
+                // The data is this lane's write of this moment.
+                let stamp = self.stamp(warp.id, l);
+                self.shared_note_write(warp.id, c.dst[l], u32::from(c.bytes), c.pc, false, l, stamp)?;
             }
         }
         Ok(())

@@ -1,12 +1,13 @@
 //! Dispatch of the instructions that exist from sm_90 on, and cluster barriers.
 
+use super::barrier::sync_lanes;
 use super::block::{Block, Step, stop};
 use super::step::Flow;
-use super::warp::{Wait, Warp, lanes};
-use crate::check::fault::{FaultKind, Memory};
+use super::warp::{Touched, Wait, Warp, lanes};
+use crate::check::clocks::Foreign;
+use crate::check::fault::FaultKind;
 use crate::decode::hopper::Hopper;
 use crate::decode::program::*;
-use crate::memory::shared::Shared;
 
 /// The barrier of a cluster, and what its blocks share.
 #[derive(Debug, Default)]
@@ -15,6 +16,11 @@ pub struct ClusterBarrier {
     arrived: u32,
     /// Threads of the cluster that have not exited.
     pub alive: u32,
+    /// What the arrivals of this phase release, what those of the last one did, and the same for initialised mbarriers.
+    gathering: Foreign,
+    done: Foreign,
+    gathering_inits: Foreign,
+    done_inits: Foreign,
 }
 
 impl ClusterBarrier {
@@ -26,6 +32,8 @@ impl ClusterBarrier {
         if self.arrived > 0 && self.arrived >= self.alive {
             self.arrived = 0;
             self.generation += 1;
+            self.done = self.gathering.clone();
+            self.done_inits = self.gathering_inits.clone();
         }
     }
 }
@@ -35,7 +43,10 @@ impl Block<'_> {
         let frame = warp.groups[gi].frame as usize;
         let first = active.trailing_zeros() as usize;
         match h {
-            Hopper::GridDependency | Hopper::SetMaxNreg => {}
+            Hopper::GridDependency => {}
+            Hopper::SetMaxNreg { increase, wanted } => {
+                return self.set_registers(warp, gi, *increase, *wanted, active, pc);
+            }
             Hopper::MbarInit { addr, count } => {
                 let a = self.addresses(warp, frame, addr);
                 for l in lanes(active) {
@@ -47,12 +58,12 @@ impl Block<'_> {
                 let a = self.addresses(warp, frame, addr);
                 self.mbarrier_inval(a[first], first)?;
             }
-            Hopper::MbarArrive { d, addr, count, expect, drop, release } => {
+            Hopper::MbarArrive { d, addr, count, expect, how } => {
                 let a = self.addresses(warp, frame, addr);
                 for l in lanes(active) {
                     let n = self.scalar(warp, frame, *count, l, 1);
                     let tx = (*expect != NONE).then(|| self.scalar(warp, frame, *expect, l, 0));
-                    let state = self.mbarrier_arrive(warp, a[l], n, tx, *drop, *release, l, pc)?;
+                    let state = self.mbarrier_arrive(warp, a[l], (n, tx), how, l, pc)?;
                     if *d != NONE {
                         warp.frames[frame].planes.set_u64(*d, l, state);
                     }
@@ -63,12 +74,12 @@ impl Block<'_> {
                 let sign = if matches!(h, Hopper::MbarExpect { .. }) { 1 } else { -1 };
                 for l in lanes(active) {
                     let n = i64::from(self.scalar(warp, frame, *tx, l, 0));
-                    self.mbarrier_tx(a[l], sign * n, l)?;
+                    self.mbarrier_tx(warp, a[l], sign * n, l, pc)?;
                 }
             }
-            Hopper::MbarWait { d, addr, state, parity, blocking, acquire } => {
+            Hopper::MbarWait { addr, wait } => {
                 let a = self.addresses(warp, frame, addr);
-                return self.mbarrier_wait(warp, frame, *d, &a, *state, *parity, *blocking, *acquire, active, pc);
+                return self.mbarrier_wait(warp, frame, wait, &a, active, pc);
             }
             Hopper::MbarPending { d, a } => {
                 let p = &mut warp.frames[frame].planes;
@@ -76,14 +87,8 @@ impl Block<'_> {
                 p.put(*d, &count, active);
             }
             Hopper::CpAsyncArrive { addr, noinc } => {
-                // The arrival may come as late as the copies; it comes at once, with the copies landed first.
                 let a = self.addresses(warp, frame, addr);
-                self.copy_wait(warp, NONE, active)?;
-                if *noinc {
-                    for l in lanes(active) {
-                        self.mbarrier_arrive(warp, a[l], 1, None, false, true, l, pc)?;
-                    }
-                }
+                self.mbarrier_follow(warp, &a, !*noinc, active, pc)?;
             }
             Hopper::BulkLoad { dst, src, size, mbar, mask } => {
                 let (d, s, b) = (
@@ -132,10 +137,38 @@ impl Block<'_> {
                     self.tensor_store(warp, [m[l], s[l]], &at, *reduce, l, pc)?;
                 }
             }
-            Hopper::BulkCommit => warp.bulk_committed += 1,
+            Hopper::Prefetch { addr, size, coords } => {
+                let a = self.addresses(warp, frame, addr);
+                for l in lanes(active) {
+                    let n = self.scalar(warp, frame, *size, l, 0);
+                    self.bulk_prefetch(warp, a[l], n, coords.len(), l)?;
+                }
+            }
+            Hopper::AsyncStore { addr, values, mbar, ty, reduce } => {
+                let (a, b) = (self.addresses(warp, frame, addr), self.addresses(warp, frame, mbar));
+                for l in lanes(active) {
+                    let p = &warp.frames[frame].planes;
+                    let data = values.iter().flat_map(|&v| {
+                        let value = if ty.bytes() == 8 { p.u64_at(v, l) } else { u64::from(p.get(v)[l]) };
+                        value.to_le_bytes().into_iter().take(ty.bytes() as usize)
+                    });
+                    let data = data.collect();
+                    self.send_value(warp, [a[l], b[l]], data, reduce.map(|op| (op, *ty)), l, pc)?;
+                }
+            }
+            Hopper::BulkCommit => {
+                for l in lanes(active) {
+                    warp.bulk_committed[l] += 1;
+                }
+            }
             // With `.read` or without, the source is free; the destination was written when the copy was issued.
-            Hopper::BulkWait { pending } => self.bulk_wait(warp, *pending, pc),
-            Hopper::WgFence => warp.wg_fenced = true,
+            Hopper::BulkWait { pending } => self.bulk_wait(warp, *pending, active, pc),
+            Hopper::WgFence => {
+                if let Some(flow) = self.whole_warp(warp, gi, active)? {
+                    return Ok(flow);
+                }
+                warp.fence = Some(Touched::default());
+            }
             Hopper::WgCommit => self.wg_committed[warp.id] += 1,
             Hopper::WgWait { pending } => return Ok(self.wgmma_wait(warp, frame, *pending)),
             Hopper::Wgmma(w) => return self.wgmma(warp, gi, w, active, pc),
@@ -150,29 +183,76 @@ impl Block<'_> {
                     warp.frames[frame].planes.0[*d as usize][l] = rank;
                 }
             }
-            Hopper::ClusterArrive => {
-                let mut b = self.cluster_barrier.borrow_mut();
-                warp.cluster_generation = b.generation;
-                b.arrived += active.count_ones();
-                for (s, t) in self.cluster_seen.iter_mut().zip(&self.seen[warp.id]) {
-                    *s = (*s).max(*t);
+            Hopper::ClusterArrive { aligned, release } => {
+                if let Some(flow) = self.cluster_together(warp, gi, *aligned, active)? {
+                    return Ok(flow);
                 }
-                self.seen[warp.id][warp.id] += 1;
-                self.only_full_barriers = false;
-                self.counters.barriers += 1;
-                b.settle();
+                self.cluster_arrive(warp, *release, active)?;
             }
-            Hopper::ClusterWait => {
-                if self.cluster_barrier.borrow().generation <= warp.cluster_generation {
-                    return Ok(Flow::Retry(Wait::Cluster { generation: warp.cluster_generation }));
+            Hopper::ClusterWait { aligned } => {
+                if let Some(flow) = self.cluster_together(warp, gi, *aligned, active)? {
+                    return Ok(flow);
                 }
-                // The warps of this block are ordered among each other; those of its peers are not tracked.
-                let joined = self.cluster_seen;
-                for (s, t) in self.seen[warp.id].iter_mut().zip(&joined) {
-                    *s = (*s).max(*t);
-                }
+                return self.cluster_wait(warp, active);
             }
         }
+        Ok(Flow::Next)
+    }
+
+    /// The lanes of an aligned cluster barrier come together.
+    fn cluster_together(&mut self, warp: &Warp, gi: usize, aligned: bool, active: u32) -> Step<Option<Flow>> {
+        let mask = warp.groups[gi].mask;
+        if !aligned || (active == mask && mask == warp.alive) {
+            return Ok(None);
+        }
+        if active != mask {
+            let kind = FaultKind::Divergent { arrived: active, expected: mask };
+            return stop(kind, Some(active.trailing_zeros() as usize));
+        }
+        self.converge(warp, gi, warp.alive).map(Some)
+    }
+
+    fn cluster_arrive(&mut self, warp: &mut Warp, release: bool, active: u32) -> Step<()> {
+        let me = warp.id;
+        if warp.cluster_arrived & active != 0 {
+            let l = (warp.cluster_arrived & active).trailing_zeros() as usize;
+            return stop(FaultKind::Misuse("a second arrival at the cluster barrier without a wait".into()), Some(l));
+        }
+        warp.cluster_arrived |= active;
+        let index = self.index as u32;
+        let released = self.publish(me, release).map(|(seen, foreign)| foreign.with(index, &seen));
+        let mut b = self.cluster_barrier.borrow_mut();
+        warp.cluster_generation = b.generation;
+        b.arrived += active.count_ones();
+        if let Some(r) = released {
+            b.gathering.join(&r);
+        }
+        if let Some(inits) = &self.init_released[me] {
+            b.gathering_inits.join(inits);
+        }
+        self.only_full_barriers = false;
+        self.counters.barriers += 1;
+        b.settle();
+        Ok(())
+    }
+
+    fn cluster_wait(&mut self, warp: &mut Warp, active: u32) -> Step<Flow> {
+        let me = warp.id;
+        if active & !warp.cluster_arrived != 0 {
+            let l = (active & !warp.cluster_arrived).trailing_zeros() as usize;
+            return stop(FaultKind::Misuse("a wait at the cluster barrier without an arrival".into()), Some(l));
+        }
+        if self.cluster_barrier.borrow().generation <= warp.cluster_generation {
+            return Ok(Flow::Retry(Wait::Cluster { generation: warp.cluster_generation }));
+        }
+        warp.cluster_arrived &= !active;
+        let (done, inits) = {
+            let b = self.cluster_barrier.borrow();
+            (b.done.clone(), b.done_inits.clone())
+        };
+        self.acquire_wide(me, &done);
+        self.inits[me].join(&inits);
+        sync_lanes(&mut self.epochs[me], active);
         Ok(Flow::Next)
     }
 
@@ -202,26 +282,5 @@ impl Block<'_> {
             }
         }
         Ok(())
-    }
-
-    /// A plain access to another block's shared memory: bounds, alignment and initialisation are checked, races are not.
-    pub fn remote(&mut self, address: u64, bytes: u32, lane: usize, write: bool) -> Step<Option<(usize, u32)>> {
-        if address >> 24 == 0 {
-            return Ok(None);
-        }
-        let (rank, offset) = self.resolve_shared(address, lane)?;
-        if offset % bytes != 0 {
-            return stop(FaultKind::Misaligned { memory: Memory::Shared, address, bytes, write }, Some(lane));
-        }
-        let own = rank == self.rank;
-        let s: &Shared = self.shared_of(rank);
-        if offset < SHARED_START || (offset + bytes) as usize > s.data.len() {
-            return stop(FaultKind::OutOfBounds { memory: Memory::Shared, address, bytes, write }, Some(lane));
-        }
-        if !write && s.states(offset, bytes).0 & crate::memory::shared::INIT == 0 {
-            return stop(FaultKind::UninitialisedMemory { memory: Memory::Shared, address, bytes }, Some(lane));
-        }
-        let _ = own;
-        Ok(Some((rank, offset)))
     }
 }

@@ -12,7 +12,7 @@ use super::step::Flow;
 use super::warp::Warp;
 use crate::decode::matrix::elem_bits;
 use crate::decode::program::*;
-use crate::numerics::format::{E4M3, E5M2};
+use crate::numerics::format::{E4M3, E5M2, F16, Rnd};
 use crate::numerics::half::f16_to_f32;
 use crate::numerics::simd;
 
@@ -81,7 +81,9 @@ impl Block<'_> {
         let p = &mut warp.frames[frame].planes;
         match m.d_acc {
             Acc::F64 => mma_f64(p, m, self.env.numerics),
+            Acc::S32 if m.a_elem == Elem::B1 => mma_bits(p, m),
             Acc::S32 => mma_int(p, m),
+            Acc::F32 | Acc::F16 if m.m * m.k == 32 => mma_quarters(p, m, self.env.numerics),
             Acc::F32 | Acc::F16 => mma_float(p, m, self.env.numerics),
         }
         Ok(Flow::Next)
@@ -113,7 +115,7 @@ fn mma_float(p: &mut Planes, m: &Mma, numerics: Numerics) {
             let (row, col) = acc_place(lane, i);
             let v = d[row * 8 + col];
             if m.d_acc == Acc::F16 {
-                let h = crate::numerics::format::F16.round(f64::from(v), crate::numerics::format::Rnd::Near);
+                let h = F16.round(f64::from(v), Rnd::Near);
                 let w = &mut p.0[m.d[i / 2] as usize][lane];
                 *w = if i % 2 == 0 { h } else { *w & 0xFFFF | h << 16 };
             } else {
@@ -151,9 +153,90 @@ fn mma_f64(p: &mut Planes, m: &Mma, numerics: Numerics) {
             let mut sum = f64::from_bits(p.u64_at(m.c[i], lane));
             for k in 0..m.k {
                 let k = if numerics == Numerics::Descending { m.k - 1 - k } else { k };
-                sum = a[row * m.k + k].mul_add(b[k * m.n + col], sum);
+                sum = fma_rounded(a[row * m.k + k], b[k * m.n + col], sum, m.rnd);
             }
             p.set_u64(m.d[i], lane, sum.to_bits());
+        }
+    }
+}
+
+/// a·b + c, rounded once in the direction asked for.
+pub fn fma_rounded(a: f64, b: f64, c: f64, rnd: Rnd) -> f64 {
+    match rnd {
+        Rnd::Near => a.mul_add(b, c),
+        _ => crate::numerics::round::fma64(a, b, c, rnd),
+    }
+}
+
+/// Bits: combined, counted and added.
+fn mma_bits(p: &mut Planes, m: &Mma) {
+    let halves = m.m / 8;
+    // Words of 32 bits along k.
+    let (mut a, mut b) = ([[0u32; 8]; 16], [[0u32; 8]; 8]);
+    for lane in 0..32 {
+        let (group, word) = (lane / 4, lane % 4);
+        for (j, &r) in m.a.iter().enumerate() {
+            a[group + 8 * (j % halves)][j / halves * 4 + word] = p.get(r)[lane];
+        }
+        for (j, &r) in m.b.iter().enumerate() {
+            b[group][j * 4 + word] = p.get(r)[lane];
+        }
+    }
+    for lane in 0..32 {
+        for i in 0..m.m * m.n / 32 {
+            let (row, col) = acc_place(lane, i);
+            let ones = |(x, y): (&u32, &u32)| if m.xor { x ^ y } else { x & y }.count_ones();
+            let sum: u32 = a[row].iter().zip(&b[col]).take(m.k / 32).map(ones).sum();
+            p.0[m.d[i] as usize][lane] = p.get(m.c[i])[lane].wrapping_add(sum);
+        }
+    }
+}
+
+/// Row and column of accumulator element `i` of a lane in the form of four small products.
+fn quarter_place(acc: Acc, lane: usize, i: usize) -> (usize, usize) {
+    let low = lane / 16 * 4;
+    match acc {
+        Acc::F16 => (lane % 4 + low, i),
+        _ => ((lane & 1) + (i & 2) + low, (i & 4) + (lane & 2) + (i & 1)),
+    }
+}
+
+/// m8n8k4 in f16: lanes 4q to 4q + 3 and 16 + 4q to 19 + 4q make product q.
+fn mma_quarters(p: &mut Planes, m: &Mma, numerics: Numerics) {
+    let half = |p: &Planes, r: &[u32], lane: usize, i: usize| float_elem(Elem::F16, p.get(r[i / 2])[lane], i % 2);
+    let flip = |k: usize| if numerics == Numerics::Descending { 3 - k } else { k };
+    for q in 0..4 {
+        let (mut a, mut b, mut d) = ([0f32; 32], [0f32; 32], [0f32; 64]);
+        let members = || (4 * q..4 * q + 4).chain(16 + 4 * q..20 + 4 * q);
+        for lane in members() {
+            let low = lane / 16 * 4;
+            for i in 0..4 {
+                let (row, k) = if m.a_col { (i + low, lane % 4) } else { (lane % 4 + low, i) };
+                a[row * 4 + flip(k)] = half(p, &m.a, lane, i);
+                let (k, col) = if m.b_row { (lane % 4, i + low) } else { (i, lane % 4 + low) };
+                b[flip(k) * 8 + col] = half(p, &m.b, lane, i);
+            }
+            for i in 0..8 {
+                let (row, col) = quarter_place(m.c_acc, lane, i);
+                d[row * 8 + col] = match m.c_acc {
+                    Acc::F16 => half(p, &m.c, lane, i),
+                    _ => f32::from_bits(p.get(m.c[i])[lane]),
+                };
+            }
+        }
+        simd::matrix(&mut d, &a, &b, 8, 8, 4);
+        for lane in members() {
+            for i in 0..8 {
+                let (row, col) = quarter_place(m.d_acc, lane, i);
+                let v = d[row * 8 + col];
+                if m.d_acc == Acc::F16 {
+                    let h = F16.round(f64::from(v), Rnd::Near);
+                    let w = &mut p.0[m.d[i / 2] as usize][lane];
+                    *w = if i % 2 == 0 { h } else { *w & 0xFFFF | h << 16 };
+                } else {
+                    p.0[m.d[i] as usize][lane] = crate::numerics::round::canonical(v).to_bits();
+                }
+            }
         }
     }
 }

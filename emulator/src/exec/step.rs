@@ -71,6 +71,7 @@ impl Block<'_> {
         for g in &mut warp.groups {
             let over = match g.wait {
                 Wait::Phase { offset, state, parity } => self.phase_passed(offset, state, parity),
+                Wait::Registers { more } => self.registers.free >= more,
                 Wait::Warpgroup { groups } => self.warpgroup_ready(warp.id, groups),
                 Wait::Cluster { generation } => self.cluster_barrier.borrow().generation > generation,
                 _ => false,
@@ -150,6 +151,9 @@ impl Block<'_> {
                 warp.executed += 1;
                 self.counters.instructions[instr.kind as usize] += 1;
             }
+            if instr.watched {
+                self.touch(warp, instr, pc);
+            }
             if warp.any_flight() {
                 self.check_flight(warp, frame, instr, pc)?;
             }
@@ -223,7 +227,13 @@ impl Block<'_> {
             Op::Brx { index, table } => return self.branch_table(warp, gi, pc, active, *index, *table),
             Op::Call(site) => return self.call(warp, gi, pc, active, site),
             Op::Ret => return Ok(self.ret(warp, gi, pc, active)),
-            Op::Exit => return Ok(self.exit(warp, gi, pc, active)),
+            Op::Exit => {
+                if let Some(r) = warp.bulk.iter().find(|r| active >> r.lane & 1 == 1) {
+                    let text = "the thread ends while its bulk copy still reads shared memory".into();
+                    return stop(FaultKind::Misuse(text), Some(r.lane));
+                }
+                return Ok(self.exit(warp, gi, pc, active));
+            }
             Op::Ld(m) => self.load(warp, frame, m, active, pc, flags)?,
             Op::St(m) => self.store(warp, frame, m, active, pc, flags)?,
             Op::Atom(a) => self.atomic(warp, frame, a, active, pc, flags)?,
@@ -259,6 +269,7 @@ impl Block<'_> {
             }
             Op::MovMatrix { d, a } => return self.move_matrix(warp, gi, *d, *a, active),
             Op::Mma(m) => return self.mma(warp, gi, m, active),
+            Op::Wmma(w) => return self.wmma(warp, gi, w, active, pc),
             Op::Trap => return stop(FaultKind::Trap, Some(active.trailing_zeros() as usize)),
             Op::Sleep | Op::Hint => {}
             Op::Hopper(h) => return self.hopper(warp, gi, pc, h, active),
@@ -277,6 +288,25 @@ impl Block<'_> {
         }
     }
 
+    /// Notes an access to registers of matrix operations. Moves rename: what is moved is as old as its source.
+    fn touch(&self, warp: &mut Warp, instr: &Instr, pc: u32) {
+        let Some(t) = &mut warp.fence else { return };
+        let deps = &self.env.program.deps[pc as usize];
+        if instr.kind == Kind::Move {
+            let dirty = deps.reads.iter().any(|r| t.planes.contains(r));
+            t.planes.retain(|p| !deps.writes.contains(p));
+            if dirty {
+                t.planes.extend(&deps.writes);
+            }
+            return;
+        }
+        for &p in deps.reads.iter().chain(&deps.writes) {
+            if !t.planes.contains(&p) {
+                t.planes.push(p);
+            }
+        }
+    }
+
     /// Accumulators in flight may be renamed by moves, and taken by further matrix operations; nothing else may touch them.
     fn check_flight(&self, warp: &mut Warp, frame: usize, instr: &Instr, pc: u32) -> Step<()> {
         if matches!(&instr.op, Op::Hopper(h) if matches!(**h, crate::decode::hopper::Hopper::Wgmma(_))) {
@@ -290,7 +320,8 @@ impl Block<'_> {
             }
             return Ok(());
         }
-        match read.or_else(|| deps.writes.iter().copied().find(|&w| warp.in_flight(frame, w))) {
+        let busy = |w: u32| warp.in_flight(frame, w) || warp.is_read(frame, w);
+        match read.or_else(|| deps.writes.iter().copied().find(|&w| busy(w))) {
             Some(r) => {
                 let func = warp.frames[frame].func;
                 stop(FaultKind::RegisterInFlight { register: self.register(func, r) }, None)
@@ -299,7 +330,7 @@ impl Block<'_> {
         }
     }
 
-    fn register(&self, func: u32, plane: u32) -> String {
+    pub fn register(&self, func: u32, plane: u32) -> String {
         let names = &self.env.program.funcs[func as usize].names;
         match names.partition_point(|n| n.0 <= plane).checked_sub(1) {
             Some(i) => names[i].1.clone(),

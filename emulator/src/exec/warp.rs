@@ -44,6 +44,10 @@ pub enum Wait {
     Cluster {
         generation: u64,
     },
+    /// Until the block has so many registers free.
+    Registers {
+        more: u32,
+    },
     /// Until the other warps of the warpgroup have committed as many groups of matrix operations.
     Warpgroup {
         groups: u32,
@@ -56,6 +60,15 @@ pub struct Group {
     pub mask: u32,
     pub frame: u32,
     pub wait: Wait,
+}
+
+/// Registers of matrix operations since the last fence.
+#[derive(Debug, Default)]
+pub struct Touched {
+    /// Planes that something else read or wrote.
+    pub planes: Vec<u32>,
+    /// Matrix operations: instruction of each.
+    pub operations: Vec<u32>,
 }
 
 #[derive(Debug, Default)]
@@ -78,14 +91,20 @@ pub struct Warp {
     pub committed: [u32; LANES],
     /// Bulk copies that still read shared memory, and matrix operations not waited for.
     pub bulk: Vec<Reading>,
-    pub bulk_committed: u32,
+    pub bulk_committed: [u32; LANES],
     pub flights: Vec<Flight>,
-    /// A `wgmma.fence` was executed.
-    pub wg_fenced: bool,
+    /// The last wait on an mbarrier that came back empty-handed: instruction, offset, phase or parity.
+    pub refused: Option<(u32, u32, u64)>,
+    /// What happened to the registers of matrix operations since the last `wgmma.fence`; none before the first.
+    pub fence: Option<Touched>,
     /// Planes of the accumulators in flight, as bits; empty when there are none.
     flying: Vec<u64>,
+    /// Planes of A fragments that matrix operations still read.
+    flying_a: Vec<u32>,
     flying_frame: usize,
     pub cluster_generation: u64,
+    /// Lanes between arriving and waiting at the cluster barrier.
+    pub cluster_arrived: u32,
     pub executed: u64,
     pub hint: usize,
     /// The instruction being executed, for messages.
@@ -123,9 +142,12 @@ impl Warp {
         self.copies.clear();
         self.committed = [0; LANES];
         self.bulk.clear();
-        self.bulk_committed = 0;
+        self.bulk_committed = [0; LANES];
+        self.cluster_arrived = 0;
+        self.refused = None;
         self.flights.clear();
-        self.wg_fenced = false;
+        self.fence = None;
+        self.flying_a.clear();
         self.flying.clear();
         self.executed = 0;
         self.pc = f.start;
@@ -154,6 +176,7 @@ impl Warp {
 
     pub fn clear_flight(&mut self) {
         self.flying.clear();
+        self.flying_a.clear();
     }
 
     pub fn set_flight(&mut self, frame: usize, plane: u32) {
@@ -168,6 +191,17 @@ impl Warp {
 
     pub fn in_flight(&self, frame: usize, plane: u32) -> bool {
         frame == self.flying_frame && self.flying.get(plane as usize / 64).is_some_and(|w| w >> (plane % 64) & 1 == 1)
+    }
+
+    /// Marks a plane that a matrix operation reads as A: it may be read, but not written.
+    pub fn set_reading(&mut self, plane: u32) {
+        if !self.flying_a.contains(&plane) {
+            self.flying_a.push(plane);
+        }
+    }
+
+    pub fn is_read(&self, frame: usize, plane: u32) -> bool {
+        frame == self.flying_frame && self.flying_a.contains(&plane)
     }
 
     pub fn finished(&self) -> bool {

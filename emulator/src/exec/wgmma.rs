@@ -10,7 +10,7 @@ use super::mma::{float_elem, int_elem};
 use super::step::Flow;
 use super::warp::Warp;
 use crate::check::fault::FaultKind;
-use crate::decode::hopper::Wgmma;
+use crate::decode::hopper::{Hopper, Wgmma};
 use crate::decode::matrix::elem_bits;
 use crate::decode::program::*;
 use crate::numerics::format::{F16, Rnd};
@@ -24,6 +24,8 @@ struct Descriptor {
     leading: u32,
     stride: u32,
     swizzle: Swizzle,
+    /// Where the swizzle's pattern starts, as an offset from a whole one.
+    base: u32,
     /// Bytes of one element; M- or N-major.
     es: u32,
     transposed: bool,
@@ -31,15 +33,14 @@ struct Descriptor {
 
 impl Descriptor {
     fn new(bits: u64, es: u32, transposed: bool, lane: usize) -> Step<Descriptor> {
-        if bits >> 49 & 7 != 0 {
-            return stop(
-                FaultKind::Misuse("matrix descriptors with a base offset are not supported".into()),
-                Some(lane),
-            );
-        }
         let field = |shift: u32| ((bits >> shift & 0x3FFF) << 4) as u32;
         let swizzle = [Swizzle::None, Swizzle::B128, Swizzle::B64, Swizzle::B32][(bits >> 62) as usize];
-        Ok(Descriptor { start: field(0), leading: field(16), stride: field(32), swizzle, es, transposed })
+        let base = ((bits >> 49 & 7) as u32) << 7;
+        if base != 0 && swizzle == Swizzle::None {
+            let text = "a matrix descriptor without swizzle has a base offset".into();
+            return stop(FaultKind::Misuse(text), Some(lane));
+        }
+        Ok(Descriptor { start: field(0), leading: field(16), stride: field(32), swizzle, base, es, transposed })
     }
 
     /// Address of element (row of M or N, index along K).
@@ -57,7 +58,7 @@ impl Descriptor {
                 (r % span) * es + (r / span) * self.leading + (k % 8) * w + (k / 8) * self.stride
             }
         };
-        self.swizzle.apply(self.start.wrapping_add(linear))
+        self.swizzle.apply(self.start.wrapping_add(linear).wrapping_sub(self.base)).wrapping_add(self.base)
     }
 }
 
@@ -66,6 +67,8 @@ impl Descriptor {
 pub struct Flight {
     pub group: u32,
     pub planes: Vec<u32>,
+    /// Registers that hold A.
+    pub a_planes: Vec<u32>,
     pub reading: Reading,
 }
 
@@ -118,12 +121,10 @@ impl Block<'_> {
         if self.warps.len() < (warp.id / 4 + 1) * 4 {
             return stop(FaultKind::Misuse("a warpgroup needs four warps".into()), Some(0));
         }
-        if !warp.wg_fenced {
-            return stop(FaultKind::Misuse("wgmma without a wgmma.fence before it".into()), Some(0));
-        }
+        self.check_fence(warp, gi, w, pc)?;
         self.counters.tensor_macs += (16 * w.n * w.k) as u64;
         let frame = warp.groups[gi].frame as usize;
-        let bits = elem_bits(w.a_elem);
+        let bits = elem_bits(w.a_elem).max(8);
         let es = bits as u32 / 8;
         let first = (warp.id % 4 * 16) as u32;
         let mut chunks = Vec::new();
@@ -170,8 +171,40 @@ impl Block<'_> {
         for &d in &w.d {
             warp.set_flight(frame, d);
         }
-        warp.flights.push(Flight { group, planes: w.d.clone(), reading: Reading { group, chunks } });
+        let a_planes = if w.a_descriptor { Vec::new() } else { w.a.clone() };
+        for &a in &a_planes {
+            warp.set_reading(a);
+        }
+        let reading = Reading { lane: 0, group, chunks };
+        warp.flights.push(Flight { group, planes: w.d.clone(), a_planes, reading });
         Ok(Flow::Next)
+    }
+
+    /// Registers of a matrix operation must have been fenced since anything else used them; operations of one shape may share
+    /// their accumulators.
+    fn check_fence(&self, warp: &mut Warp, gi: usize, w: &Wgmma, pc: u32) -> Step<()> {
+        let func = warp.frames[warp.groups[gi].frame as usize].func;
+        let Some(t) = &mut warp.fence else {
+            return stop(FaultKind::Misuse("wgmma without a wgmma.fence before it".into()), Some(0));
+        };
+        let a: &[u32] = if w.a_descriptor { &[] } else { &w.a };
+        let used = |p: &u32| w.d.contains(p) || a.contains(p);
+        let mut bad = t.planes.iter().copied().find(used);
+        for &earlier in t.operations.iter().filter(|&&e| e != pc) {
+            if let Op::Hopper(h) = &self.env.program.code[earlier as usize].op
+                && let Hopper::Wgmma(e) = &**h
+                && (e.n, e.k, e.acc, e.a_elem) != (w.n, w.k, w.acc, w.a_elem)
+            {
+                bad = bad.or(e.d.iter().copied().find(used));
+            }
+        }
+        if !t.operations.contains(&pc) {
+            t.operations.push(pc);
+        }
+        match bad {
+            Some(p) => stop(FaultKind::MissingMatrixFence { register: self.register(func, p) }, Some(0)),
+            None => Ok(()),
+        }
     }
 
     /// Have all four warps committed this many groups?
@@ -197,6 +230,10 @@ impl Block<'_> {
         let planes: Vec<u32> = warp.flights.iter().flat_map(|f| f.planes.iter().copied()).collect();
         for p in planes {
             warp.set_flight(frame, p);
+        }
+        let reading: Vec<u32> = warp.flights.iter().flat_map(|f| f.a_planes.iter().copied()).collect();
+        for p in reading {
+            warp.set_reading(p);
         }
         let mut chunks: Vec<u32> = done.into_iter().flat_map(|f| f.reading.chunks).collect();
         let first = me / 4 * 4;
@@ -270,8 +307,11 @@ fn integer(p: &mut super::lanes::Planes, w: &Wgmma, keep: bool, a: &[u32], b: &[
         for i in 0..w.n / 2 {
             let (r, c) = acc_place(lane, i);
             let sum: i64 = (0..k)
-                .map(|j| {
-                    i64::from(int_elem(w.a_elem, a[r * k + j], 0)) * i64::from(int_elem(w.b_elem, b[c * k + j], 0))
+                .map(|j| match w.a_elem {
+                    Elem::B1 => i64::from((a[r * k + j] & b[c * k + j]).count_ones()),
+                    _ => {
+                        i64::from(int_elem(w.a_elem, a[r * k + j], 0)) * i64::from(int_elem(w.b_elem, b[c * k + j], 0))
+                    }
                 })
                 .sum();
             let slot = &mut p.0[w.d[i] as usize][lane];

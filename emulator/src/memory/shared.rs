@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::check::clocks::Brought;
 use crate::check::race::SharedShadow;
 use crate::exec::mbarrier::Mbarrier;
 
@@ -11,6 +12,8 @@ pub const INIT: u8 = 1;
 pub const PENDING: u8 = 2;
 /// The byte was last written by the async proxy.
 pub const ASYNC: u8 = 4;
+/// What is on its way is a reduction: another may follow it.
+pub const REDUCING: u8 = 8;
 
 #[derive(Debug, Default)]
 pub struct Shared {
@@ -20,6 +23,8 @@ pub struct Shared {
     pub mbarriers: HashMap<u32, Mbarrier>,
     /// How many asynchronous operations still read each piece of 16 bytes.
     pub readers: Vec<u16>,
+    /// Orders that flags in this memory carry.
+    pub flags: HashMap<u32, Box<Brought>>,
 }
 
 impl Shared {
@@ -32,6 +37,7 @@ impl Shared {
         self.mbarriers.clear();
         self.readers.clear();
         self.readers.resize(bytes / 16 + 1, 0);
+        self.flags.clear();
     }
 
     #[inline]

@@ -206,6 +206,8 @@ pub struct Limits {
     pub exact_threads: Option<[u32; 3]>,
     pub cluster: Option<[u32; 3]>,
     pub max_registers: Option<u32>,
+    /// Blocks that a multiprocessor must be able to hold.
+    pub min_blocks: Option<u32>,
 }
 
 #[derive(Debug, Clone)]

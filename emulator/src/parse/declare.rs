@@ -64,7 +64,8 @@ impl Parser {
                         ".reqnctapercluster" => limits.cluster = Some(self.triple()?),
                         ".explicitcluster" | ".noreturn" | ".blocksareclusters" => {}
                         ".maxnreg" => limits.max_registers = Some(self.small_int()?),
-                        ".minnctapersm" | ".maxnctapersm" | ".maxclusterrank" => {
+                        ".minnctapersm" => limits.min_blocks = Some(self.small_int()?),
+                        ".maxnctapersm" | ".maxclusterrank" => {
                             self.int()?;
                         }
                         ".attribute" => {
