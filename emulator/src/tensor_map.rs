@@ -1,5 +1,7 @@
 //! Tensor maps: what a driver encodes for tiled tensor copies, with the same arguments and the same refusals.
 
+use crate::decode::tensormap::Field;
+
 /// Element type of a tensor map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TensorType {
@@ -174,6 +176,27 @@ impl TensorMap {
             out[98 + i] = *e as u8;
         }
         out
+    }
+
+    /// Changes one field of a map's bytes, as `tensormap.replace` numbers the values. False where that cannot be.
+    pub(crate) fn patch(b: &mut [u8; 128], field: Field, ord: usize, value: u64) -> bool {
+        let long = |b: &mut [u8; 128], at: usize| b[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        match field {
+            Field::Address => long(b, 8),
+            Field::Dim => long(b, 16 + 8 * ord),
+            Field::Stride if ord < 4 => long(b, 56 + 8 * ord),
+            Field::Rank if value < 5 => b[5] = value as u8 + 1,
+            Field::Box if value <= 256 => b[88 + 2 * ord..90 + 2 * ord].copy_from_slice(&(value as u16).to_le_bytes()),
+            Field::Step if value <= 8 => b[98 + ord] = value as u8,
+            // Plain types; those that flush or cut have no name here.
+            Field::Element if value < 8 => b[4] = value as u8,
+            Field::Element if value == 9 || value == 10 => b[4] = value as u8 - 1,
+            Field::Swizzle if value < 4 => b[6] = value as u8,
+            Field::Fill if value < 2 => b[7] = value as u8,
+            Field::Interleave => return value == 0,
+            _ => return false,
+        }
+        b[..4] == MAGIC.to_le_bytes()
     }
 
     pub(crate) fn from_bytes(b: &[u8; 128]) -> Option<TensorMap> {

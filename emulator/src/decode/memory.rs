@@ -83,7 +83,7 @@ pub fn load_store(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
     let store = m.name == "st";
     let policy = skip_hints(m);
     if store && m.has("async") {
-        return super::hopper::async_store(c, inst, m);
+        return super::mbarrier::async_store(c, inst, m);
     }
     if m.has("bulk") {
         return c.err(format!("`{}` exists from sm_100 on", inst.opcode));
@@ -151,7 +151,7 @@ pub fn atomic(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
     let red = m.name == "red";
     let policy = skip_hints(m);
     if red && m.has("async") {
-        return super::hopper::async_store(c, inst, m);
+        return super::mbarrier::async_store(c, inst, m);
     }
     let space = space_of(m);
     let mut order = order(m);
@@ -240,7 +240,7 @@ pub fn cp(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
         return super::hopper::bulk(c, inst, m);
     }
     if m.has("mbarrier") {
-        return super::hopper::cp_async_mbarrier(c, inst, m);
+        return super::mbarrier::cp_async_mbarrier(c, inst, m);
     }
     if m.has("commit_group") {
         c.emit(Op::CpCommit, Kind::Async);

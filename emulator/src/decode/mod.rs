@@ -11,12 +11,14 @@ pub mod hopper;
 mod integer;
 mod link;
 pub mod matrix;
+pub mod mbarrier;
 mod memory;
 mod mods;
 mod moves;
 pub mod program;
 mod sync;
 pub mod target;
+pub mod tensormap;
 mod track;
 pub mod wmma;
 
@@ -104,7 +106,7 @@ fn family(c: &mut Context, inst: &Inst, m: &mut Mods, peek: Option<Ty>) -> Res<(
         "createpolicy" => return memory::policy(c, inst, m),
         "barrier" if m.has("cluster") => return hopper::cluster(c, inst, m),
         "mapa" | "getctarank" => return hopper::cluster(c, inst, m),
-        "mbarrier" => return hopper::mbarrier(c, inst, m),
+        "mbarrier" => return mbarrier::mbarrier(c, inst, m),
         "wgmma" => return hopper::wgmma(c, inst, m),
         "setmaxnreg" => return hopper::setmaxnreg(c, inst, m),
         "bar" | "barrier" => return sync::bar(c, inst, m),
@@ -118,6 +120,7 @@ fn family(c: &mut Context, inst: &Inst, m: &mut Mods, peek: Option<Ty>) -> Res<(
         "ldmatrix" => return matrix::ldmatrix(c, inst, m),
         "stmatrix" => return matrix::stmatrix(c, inst, m),
         "movmatrix" => return matrix::movmatrix(c, inst, m),
+        "tensormap" => return tensormap::decode(c, inst, m),
         "mma" => return matrix::mma(c, inst, m),
         "wmma" => return wmma::decode(c, inst, m),
         "bra" => return flow::bra(c, inst, m),

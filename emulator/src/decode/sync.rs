@@ -70,6 +70,9 @@ pub fn fence(c: &mut Context, inst: &Inst, m: &mut Mods) -> Res<()> {
             c.emit(Op::Fence(Fence::ProxyAsync), Kind::Barrier);
             return Ok(());
         }
+        if m.has("tensormap::generic") {
+            return super::tensormap::fence(c, inst, m);
+        }
         if m.has("alias") {
             c.emit(Op::Fence(Fence::Other), Kind::Barrier);
             return Ok(());

@@ -7,10 +7,9 @@ use super::special::space_of;
 use super::traffic;
 use super::warp::{Warp, lanes};
 use crate::check::fault::{FaultKind, Memory};
-use crate::check::race::{Stamp, Who};
 use crate::decode::program::*;
 use crate::memory::global::{Accessor, GlobalConflict};
-use crate::memory::shared::{INIT, PENDING};
+use crate::memory::shared::INIT;
 use crate::parse::ast::Space;
 
 /// Writes one loaded value to a lane of a register.
@@ -302,112 +301,6 @@ impl Block<'_> {
         let other = self.other(block, c.warp, c.pc, c.wrote);
         let address = self.env.view.allocations[i].base + offset;
         stop(FaultKind::Race { memory: Memory::Global, address, write, other }, Some(lane))
-    }
-
-    /// Alignment and bounds of a shared access.
-    #[inline]
-    pub fn shared_check(&self, address: u64, bytes: u32, lane: usize, write: bool) -> Step<u32> {
-        if address & u64::from(bytes - 1) != 0 {
-            return stop(FaultKind::Misaligned { memory: Memory::Shared, address, bytes, write }, Some(lane));
-        }
-        if address < u64::from(SHARED_START) || address.saturating_add(u64::from(bytes)) > self.shared.data.len() as u64
-        {
-            return stop(FaultKind::OutOfBounds { memory: Memory::Shared, address, bytes, write }, Some(lane));
-        }
-        Ok(address as u32)
-    }
-
-    /// Everything a read of shared memory must satisfy. `used`: the bytes whose value matters.
-    #[inline]
-    pub fn shared_read(&mut self, me: usize, offset: u32, bytes: u32, used: u32, pc: u32, lane: usize) -> Step<()> {
-        self.shared_read_by(me, offset, bytes, used, pc, lane, self.stamp(me, lane), None)
-    }
-
-    #[inline]
-    pub fn shared_read_by(
-        &mut self,
-        me: usize,
-        offset: u32,
-        bytes: u32,
-        used: u32,
-        pc: u32,
-        lane: usize,
-        stamp: Stamp,
-        group: Option<u32>,
-    ) -> Step<()> {
-        let (all, any) = self.shared.states(offset, bytes);
-        if any & PENDING != 0 {
-            let kind = FaultKind::AsyncNotWaited { memory: Memory::Shared, address: u64::from(offset), write: false };
-            return stop(kind, Some(lane));
-        }
-        if all & INIT == 0 {
-            let bad = (0..bytes).any(|b| used >> b & 1 == 1 && self.shared.state[(offset + b) as usize] & INIT == 0);
-            if bad {
-                let address = u64::from(offset);
-                // Remembered, so that a later write by another warp is known to race with it.
-                self.shared_note(me, offset, bytes, pc, lane, stamp, None)?;
-                return stop(FaultKind::UninitialisedMemory { memory: Memory::Shared, address, bytes }, Some(lane));
-            }
-        }
-        self.shared_note(me, offset, bytes, pc, lane, stamp, group)
-    }
-
-    /// Remembers a read, which must be ordered after all writes.
-    #[inline]
-    pub fn shared_note(
-        &mut self,
-        me: usize,
-        offset: u32,
-        bytes: u32,
-        pc: u32,
-        lane: usize,
-        stamp: Stamp,
-        group: Option<u32>,
-    ) -> Step<()> {
-        let (seen, foreign) = (&self.seen[me], &self.foreign[me]);
-        let who = Who { block: self.index as u32, warp: me, seen, foreign, pc, atomic: false, stamp };
-        let recorded = match group {
-            None => self.shared.shadow.read(offset, bytes, &who),
-            Some(time) => self.shared.shadow.read_group(offset, bytes, &who, time),
-        };
-        match recorded {
-            Ok(()) => Ok(()),
-            Err(c) => self.shared_race(offset, false, c, lane),
-        }
-    }
-
-    #[inline]
-    pub fn shared_write(&mut self, me: usize, offset: u32, bytes: u32, pc: u32, atomic: bool, lane: usize) -> Step<()> {
-        let (_, any) = self.shared.states(offset, bytes);
-        if any & PENDING != 0 {
-            let kind = FaultKind::AsyncNotWaited { memory: Memory::Shared, address: u64::from(offset), write: true };
-            return stop(kind, Some(lane));
-        }
-        if self.shared.being_read(offset, bytes) || (!self.tiles.is_empty() && self.tile_held(offset, bytes)) {
-            let kind = FaultKind::AsyncOverwrite { memory: Memory::Shared, address: u64::from(offset) };
-            return stop(kind, Some(lane));
-        }
-        self.shared_note_write(me, offset, bytes, pc, atomic, lane, self.stamp(me, lane))
-    }
-
-    /// Remembers a write, which must be ordered after all accesses.
-    #[inline]
-    pub fn shared_note_write(
-        &mut self,
-        me: usize,
-        offset: u32,
-        bytes: u32,
-        pc: u32,
-        atomic: bool,
-        lane: usize,
-        stamp: Stamp,
-    ) -> Step<()> {
-        let (seen, foreign) = (&self.seen[me], &self.foreign[me]);
-        let who = Who { block: self.index as u32, warp: me, seen, foreign, pc, atomic, stamp };
-        match self.shared.shadow.write(offset, bytes, &who) {
-            Ok(()) => Ok(()),
-            Err(c) => self.shared_race(offset, true, c, lane),
-        }
     }
 
     /// Lanes that write to one place in one instruction must write one value.

@@ -1,6 +1,7 @@
 //! One block: its shared memory, barriers and warps, and the order in which they run.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::rc::{Rc, Weak};
 
 use super::barrier::Barrier;
@@ -122,6 +123,8 @@ pub struct Block<'a> {
     /// The same for its own shared memory and copies to other blocks.
     pub tiles: Vec<Weak<Source>>,
     pub registers: Registers,
+    /// Tensor maps in global memory that were changed and not acquired since.
+    pub changed_maps: BTreeSet<u64>,
     /// For each warp: its time at its last proxy fence, and what was ordered before that fence.
     pub proxy_fenced: Vec<u32>,
     pub proxy_seen: Vec<Seen>,
@@ -198,6 +201,7 @@ impl<'a> Block<'a> {
             sources: Vec::new(),
             tiles: Vec::new(),
             registers: Registers::new(env, count),
+            changed_maps: BTreeSet::new(),
             proxy_fenced: vec![0; count],
             proxy_seen: vec![NOTHING; count],
             released: vec![None; count],

@@ -346,6 +346,11 @@ impl Block<'_> {
             };
             let alloc = &self.env.view.allocations[i];
             alloc.copy_out(&mut b, address - alloc.base);
+            if self.changed_maps.contains(&address) {
+                let text =
+                    format!("the tensor map at {address:#x} was changed, and no fence.proxy.tensormap acquired it");
+                return misuse(text, lane);
+            }
         }
         if address % 64 != 0 {
             let kind = FaultKind::Misaligned { memory: Memory::Parameter, address, bytes: 64, write: false };

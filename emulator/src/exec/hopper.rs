@@ -8,6 +8,7 @@ use crate::check::clocks::Foreign;
 use crate::check::fault::FaultKind;
 use crate::decode::hopper::Hopper;
 use crate::decode::program::*;
+use crate::decode::tensormap::Field;
 
 /// The barrier of a cluster, and what its blocks share.
 #[derive(Debug, Default)]
@@ -142,6 +143,27 @@ impl Block<'_> {
                 for l in lanes(active) {
                     let n = self.scalar(warp, frame, *size, l, 0);
                     self.bulk_prefetch(warp, a[l], n, coords.len(), l)?;
+                }
+            }
+            Hopper::MapReplace { addr, space, field, ord, value } => {
+                let a = self.addresses(warp, frame, addr);
+                let p = &warp.frames[frame].planes;
+                let wide = matches!(field, Field::Address | Field::Stride);
+                let values: [u64; 32] =
+                    std::array::from_fn(|l| if wide { p.u64_at(*value, l) } else { u64::from(p.get(*value)[l]) });
+                self.map_replace(warp, &a, *space, (*field, *ord), &values, active, pc)?;
+            }
+            Hopper::MapCopy { dst, src } => {
+                if let Some(flow) = self.whole_warp(warp, gi, active)? {
+                    return Ok(flow);
+                }
+                let (d, s) = (self.addresses(warp, frame, dst), self.addresses(warp, frame, src));
+                self.map_copy(warp, d[first], s[first], pc)?;
+            }
+            Hopper::MapAcquire { addr } => {
+                let a = self.addresses(warp, frame, addr);
+                for l in lanes(active) {
+                    self.changed_maps.remove(&a[l]);
                 }
             }
             Hopper::AsyncStore { addr, values, mbar, ty, reduce } => {

@@ -10,7 +10,7 @@ use super::warp::{Wait, Warp, lanes};
 use crate::check::clocks::{Brought, Foreign};
 use crate::check::fault::{FaultKind, Memory};
 use crate::check::race::{Seen, Who};
-use crate::decode::hopper::{Arrival, MbarWait};
+use crate::decode::mbarrier::{Arrival, MbarWait};
 use crate::decode::program::*;
 use crate::memory::shared::{ASYNC, INIT, Shared};
 use crate::parse::ast::Ty;

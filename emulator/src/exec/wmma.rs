@@ -115,7 +115,7 @@ impl Block<'_> {
         Ok((space, a[0], u64::from(strides[0])))
     }
 
-    fn fetch(&mut self, warp: &mut Warp, space: Space, at: u64, n: u32, lane: usize, pc: u32) -> Step<u64> {
+    pub fn fetch(&mut self, warp: &mut Warp, space: Space, at: u64, n: u32, lane: usize, pc: u32) -> Step<u64> {
         if space == Space::Shared {
             let offset = self.shared_check(at, n, lane, false)?;
             self.shared_read(warp.id, offset, n, u32::MAX, pc, lane)?;
@@ -124,7 +124,7 @@ impl Block<'_> {
         let i = self.global_check(warp, at, n, lane, false)?;
         let alloc = &self.env.view.allocations[i];
         let offset = at - alloc.base;
-        if alloc.initialised(offset, n) != (1 << n) - 1 {
+        if alloc.initialised(offset, n) != (1u32 << n) - 1 {
             let kind = FaultKind::UninitialisedMemory { memory: Memory::Global, address: at, bytes: n };
             return stop(kind, Some(lane));
         }
@@ -132,7 +132,16 @@ impl Block<'_> {
         Ok(self.env.view.allocations[i].read(offset, n))
     }
 
-    fn deposit(&mut self, warp: &mut Warp, space: Space, at: u64, n: u32, v: u64, lane: usize, pc: u32) -> Step<()> {
+    pub fn deposit(
+        &mut self,
+        warp: &mut Warp,
+        space: Space,
+        at: u64,
+        n: u32,
+        v: u64,
+        lane: usize,
+        pc: u32,
+    ) -> Step<()> {
         if space == Space::Shared {
             let offset = self.shared_check(at, n, lane, true)?;
             self.shared_write(warp.id, offset, n, pc, false, lane)?;
