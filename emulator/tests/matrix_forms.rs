@@ -319,7 +319,7 @@ fn descriptors_with_a_base_offset() {
                 // 16-byte pieces of each 128 bytes trade places by the number of those 128 bytes within the pattern.
                 let mask = width / 16 - 1;
                 let at = line + k * 2;
-                let piece = at / 16 ^ (at / 128 & mask);
+                let piece = (at / 16) ^ ((at / 128) & mask);
                 let at = start + r / 8 * 8 * width + piece * 16 + at % 16;
                 image[at..at + 2].copy_from_slice(&(bits as u16).to_le_bytes());
             };
@@ -328,7 +328,7 @@ fn descriptors_with_a_base_offset() {
                 (0..8).for_each(|n| set(start[1], n, k, b(k, n)));
             }
             let describe = |start: usize, base: u64| {
-                (start as u64 >> 4) | 1 << 16 | (8 * width as u64 >> 4) << 32 | base << 49 | swizzle << 62
+                (start as u64 >> 4) | 1 << 16 | ((8 * width as u64) >> 4) << 32 | base << 49 | swizzle << 62
             };
             let (da, db) = (describe(start[0], base_a), describe(start[1], base_b));
             for (scale, sign) in [(", 1, 1, 0, 0", 1), (", -1, 1, 0, 0", -1), (", -1, -1, 0, 0", 1)] {
@@ -401,8 +401,8 @@ fn products_of_24_bits_added_high() {
 st.global.u32 [%rd4], %r2; st.global.u32 [%rd4+4], %r3; st.global.u32 [%rd4+8], %r4;"
         );
         let got = run(1, "", &body, &[], 3);
-        let unsigned = (u64::from(a & 0xFF_FFFF) * u64::from(b & 0xFF_FFFF) >> 16) as u32;
-        let signed = (i64::from((a as i32) << 8 >> 8) * i64::from((b as i32) << 8 >> 8) >> 16) as i32;
+        let unsigned = ((u64::from(a & 0xFF_FFFF) * u64::from(b & 0xFF_FFFF)) >> 16) as u32;
+        let signed = ((i64::from((a as i32) << 8 >> 8) * i64::from((b as i32) << 8 >> 8)) >> 16) as i32;
         let want =
             [unsigned.wrapping_add(c), signed.wrapping_add(c as i32) as u32, signed.saturating_add(c as i32) as u32];
         assert_eq!(got, want);

@@ -120,6 +120,7 @@ pub struct Block<'a> {
     pub epochs: Vec<[u32; 32]>,
     /// Global memory that copies on their way still read.
     pub sources: Vec<Weak<Source>>,
+    pub source_limit: usize,
     /// The same for its own shared memory and copies to other blocks.
     pub tiles: Vec<Weak<Source>>,
     pub registers: Registers,
@@ -199,6 +200,7 @@ impl<'a> Block<'a> {
             init_released: vec![None; count],
             epochs: vec![[1; 32]; count],
             sources: Vec::new(),
+            source_limit: 64,
             tiles: Vec::new(),
             registers: Registers::new(env, count),
             changed_maps: BTreeSet::new(),

@@ -29,8 +29,10 @@ impl Block<'_> {
         let low = ranges.iter().map(|r| r.0).min()?;
         let high = ranges.iter().map(|r| r.1).max()?;
         let source = Rc::new(Source { low, high, ranges });
-        if self.sources.len() >= 64 {
+        // What has landed is cleared away now and then.
+        if self.sources.len() >= self.source_limit {
             self.sources.retain(|s| s.strong_count() > 0);
+            self.source_limit = 64 + 2 * self.sources.len();
         }
         self.sources.push(Rc::downgrade(&source));
         Some(source)
