@@ -1,6 +1,10 @@
 //! Shared by the tests: kernels compiled when nvcc is at hand (else the checked-in PTX), and small numeric helpers.
 #![allow(dead_code)]
 
+pub mod formats;
+pub mod layout;
+pub mod program;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
