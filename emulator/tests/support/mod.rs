@@ -4,6 +4,7 @@
 pub mod formats;
 pub mod layout;
 pub mod program;
+pub mod suite;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,20 +16,22 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// nvcc from `NVCC`, `CUDA_HOME`, the repository's own `.cuda`, or the search path.
-pub fn nvcc() -> Option<PathBuf> {
+/// A tool of the CUDA compiler from `CUDA_HOME`, the repository's own `.cuda`, or the search path.
+pub fn tool(name: &str) -> Option<PathBuf> {
     let mut places = Vec::new();
-    if let Ok(p) = std::env::var("NVCC") {
-        places.push(PathBuf::from(p));
-    }
     if let Ok(p) = std::env::var("CUDA_HOME") {
-        places.push(Path::new(&p).join("bin/nvcc"));
+        places.push(Path::new(&p).join("bin"));
     }
-    places.push(root().join("../.cuda/bin/nvcc"));
+    places.push(root().join("../.cuda/bin"));
     if let Some(paths) = std::env::var_os("PATH") {
-        places.extend(std::env::split_paths(&paths).map(|p| p.join("nvcc")));
+        places.extend(std::env::split_paths(&paths));
     }
-    places.into_iter().find(|p| p.is_file())
+    places.into_iter().map(|p| p.join(name)).find(|p| p.is_file())
+}
+
+/// nvcc from `NVCC`, or from where the other tools are.
+pub fn nvcc() -> Option<PathBuf> {
+    std::env::var("NVCC").ok().map(PathBuf::from).filter(|p| p.is_file()).or_else(|| tool("nvcc"))
 }
 
 /// The PTX of `tests/kernels/<name>.cu` for an architecture such as `compute_80`.
