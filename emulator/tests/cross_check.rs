@@ -1,12 +1,12 @@
 //! The cross-check itself: recorded vectors replayed, and its way through a driver exercised with a library that only pretends.
 
-mod support;
 #[path = "../examples/cross_check/compare.rs"]
 mod compare;
 #[path = "../examples/cross_check/driver.rs"]
 mod driver;
 #[path = "../examples/cross_check/golden.rs"]
 mod golden;
+mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -36,7 +36,8 @@ fn recorded_vectors_are_reproduced() {
         for (id, bytes) in &golden.vectors {
             let e = suite.iter().find(|e| e.id == *id).unwrap_or_else(|| panic!("{}: no program {id}", path.display()));
             let emulated = emulate(&e.program, Numerics::Ascending, 3).unwrap_or_else(|f| panic!("{id}: {f}"));
-            compare::judge(e, bytes, &emulated).unwrap_or_else(|t| panic!("{} ({}): {id}: {t}", path.display(), golden.source));
+            compare::judge(e, bytes, &emulated)
+                .unwrap_or_else(|t| panic!("{} ({}): {id}: {t}", path.display(), golden.source));
         }
         files += 1;
     }
@@ -58,7 +59,8 @@ fn every_program_runs_and_names_are_unique() {
     let mut names = std::collections::HashSet::new();
     for e in all() {
         assert!(names.insert(e.id.clone()), "{}", e.id);
-        let a = emulate(&e.program, Numerics::Ascending, 0).unwrap_or_else(|f| panic!("{}: {f}\n{}", e.id, e.program.text));
+        let a =
+            emulate(&e.program, Numerics::Ascending, 0).unwrap_or_else(|f| panic!("{}: {f}\n{}", e.id, e.program.text));
         let d = emulate(&e.program, Numerics::Descending, 1).unwrap_or_else(|f| panic!("{}: {f}", e.id));
         compare::judge(&e, &a, &d).unwrap_or_else(|t| panic!("{}: {t}", e.id));
         if matches!(e.agreement, Agreement::Bits) {
@@ -88,7 +90,11 @@ fn the_assembler_takes_every_program() {
         }
         let path = std::env::temp_dir().join(format!("ptx-emulator-{}-{arch}.ptx", std::process::id()));
         std::fs::write(&path, text).expect("written");
-        let done = Command::new(&ptxas).args(["-O0", &format!("-arch={arch}"), "-o", "/dev/null"]).arg(&path).output().expect("ptxas starts");
+        let done = Command::new(&ptxas)
+            .args(["-O0", &format!("-arch={arch}"), "-o", "/dev/null"])
+            .arg(&path)
+            .output()
+            .expect("ptxas starts");
         assert!(done.status.success(), "{arch}: {}", String::from_utf8_lossy(&done.stderr));
         let _ = std::fs::remove_file(&path);
     }
@@ -98,7 +104,12 @@ fn the_assembler_takes_every_program() {
 fn pretended(name: &str, defines: &[String]) -> Option<PathBuf> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/libcuda.c");
     let out = std::env::temp_dir().join(format!("ptx-emulator-{}-{name}.so", std::process::id()));
-    let done = Command::new("cc").args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"]).arg(&out).args(defines).arg(source).output();
+    let done = Command::new("cc")
+        .args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"])
+        .arg(&out)
+        .args(defines)
+        .arg(source)
+        .output();
     match done {
         Ok(d) if d.status.success() => Some(out),
         Ok(d) => panic!("{}", String::from_utf8_lossy(&d.stderr)),

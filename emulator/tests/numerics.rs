@@ -35,7 +35,20 @@ fn bits32(v: f32) -> u64 {
 
 /// f32 of every kind: specials, subnormals, near the borders of the narrow formats, and random bits.
 fn singles(n: usize) -> Vec<f32> {
-    let mut out = vec![0.0, -0.0, 1.0, -1.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MAX, f32::MIN, f32::MIN_POSITIVE, f32::from_bits(1), f32::from_bits(0x8000_0001)];
+    let mut out = vec![
+        0.0,
+        -0.0,
+        1.0,
+        -1.0,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        f32::MAX,
+        f32::MIN,
+        f32::MIN_POSITIVE,
+        f32::from_bits(1),
+        f32::from_bits(0x8000_0001),
+    ];
     for format in [Format::f16(), Format::bf16(), Format::e4m3(), Format::e5m2()] {
         let v = &format.values;
         for i in [0, 1, 2, v.len() / 2, v.len() - 2] {
@@ -72,7 +85,8 @@ fn f32_to_narrow_formats_in_every_mode() {
                 u64::from(if v.is_nan() { 0x7FFF } else { format.round(v.max(0.0) + 0.0, mode, false) })
             });
             let pair = format!("cvt.{name}.{ty}x2.f32 %r9, %f1, %f2;");
-            let shifted: Vec<[u64; 3]> = inputs.iter().zip(inputs.iter().skip(1)).map(|(a, b)| [a[0], b[0], 0]).collect();
+            let shifted: Vec<[u64; 3]> =
+                inputs.iter().zip(inputs.iter().skip(1)).map(|(a, b)| [a[0], b[0], 0]).collect();
             check(&pair, "r", &shifted, |[a, b, _]| {
                 let half = |x| u64::from(format.round(f64::from(f(x)), mode, false));
                 half(a) << 16 | half(b)
@@ -159,7 +173,18 @@ fn floats_to_integers_clamp_in_every_mode() {
 fn integers_to_floats_round_in_every_mode() {
     let mut random = Bits(5);
     let mut values: Vec<u64> = (0..400).map(|_| random.next() >> random.below(63)).collect();
-    values.extend([0, 1, u64::MAX, 1 << 63, (1 << 63) - 1, (1 << 24) + 1, (1 << 53) + 1, (1 << 54) + 2, 0xFFFF_FF80, 0xFFFF_FF7F]);
+    values.extend([
+        0,
+        1,
+        u64::MAX,
+        1 << 63,
+        (1 << 63) - 1,
+        (1 << 24) + 1,
+        (1 << 53) + 1,
+        (1 << 54) + 2,
+        0xFFFF_FF80,
+        0xFFFF_FF7F,
+    ]);
     let inputs = one(values);
     for (mode, name) in [(Round::Nearest, "rn"), (Round::Zero, "rz"), (Round::Down, "rm"), (Round::Up, "rp")] {
         // An integer is the sum of its two halves, each exact in f64.
@@ -177,7 +202,13 @@ fn integers_to_floats_round_in_every_mode() {
                 let fixed = match mode {
                     Round::Down if back > v => near.next_down(),
                     Round::Up if back < v => near.next_up(),
-                    Round::Zero if back.abs() > v.abs() => if v > 0 { near.next_down() } else { near.next_up() },
+                    Round::Zero if back.abs() > v.abs() => {
+                        if v > 0 {
+                            near.next_down()
+                        } else {
+                            near.next_up()
+                        }
+                    }
                     _ => near,
                 };
                 fixed.to_bits()
@@ -199,7 +230,8 @@ fn single_precision_sums_and_products_in_every_direction() {
     let v = singles(700);
     let mut random = Bits(3);
     let pick = |r: &mut Bits| u64::from(v[r.below(v.len() as u64) as usize].to_bits());
-    let mut inputs: Vec<[u64; 3]> = (0..2500).map(|_| [pick(&mut random), pick(&mut random), pick(&mut random)]).collect();
+    let mut inputs: Vec<[u64; 3]> =
+        (0..2500).map(|_| [pick(&mut random), pick(&mut random), pick(&mut random)]).collect();
     // Neighbours that cancel, and sums within a few bits of a tie.
     for _ in 0..500 {
         let a = random.unit();
@@ -209,18 +241,26 @@ fn single_precision_sums_and_products_in_every_direction() {
     let modes = [(Round::Nearest, "rn"), (Round::Zero, "rz"), (Round::Down, "rm"), (Round::Up, "rp")];
     // Exact where every term is finite and the sum neither over- nor underflows; the rest is asked of the nearest mode only.
     for (mode, name) in modes {
-        let finite = |x: f64, y: f64| x.is_finite() && y.is_finite() && ((x + y).abs() < 3e38) && ((x + y).abs() > 1e-30 || x + y == 0.0);
+        let finite = |x: f64, y: f64| {
+            x.is_finite() && y.is_finite() && ((x + y).abs() < 3e38) && ((x + y).abs() > 1e-30 || x + y == 0.0)
+        };
         let sum = |x: f64, y: f64, plain: f32| {
-            if finite(x, y) && (x == 0.0 || x.abs() > 1e-30) && (y == 0.0 || y.abs() > 1e-30) { Some(bits32(sum_f32(x, y, mode))) }
-            else if mode == Round::Nearest { Some(bits32(plain)) }
-            else { None }
+            if finite(x, y) && (x == 0.0 || x.abs() > 1e-30) && (y == 0.0 || y.abs() > 1e-30) {
+                Some(bits32(sum_f32(x, y, mode)))
+            } else if mode == Round::Nearest {
+                Some(bits32(plain))
+            } else {
+                None
+            }
         };
         let compare = |body: String, want: &dyn Fn([u64; 3]) -> Option<u64>| {
             let known: Vec<[u64; 3]> = inputs.iter().filter(|i| want(**i).is_some()).copied().collect();
             assert!(known.len() > 800, "{body}: {} known", known.len());
             check(&body, "f", &known, |i| want(i).unwrap_or(0));
         };
-        compare(format!("add.{name}.f32 %f9, %f1, %f2;"), &|[a, b, _]| sum(f64::from(f(a)), f64::from(f(b)), f(a) + f(b)));
+        compare(format!("add.{name}.f32 %f9, %f1, %f2;"), &|[a, b, _]| {
+            sum(f64::from(f(a)), f64::from(f(b)), f(a) + f(b))
+        });
         compare(format!("mul.{name}.f32 %f9, %f1, %f2;"), &|[a, b, _]| {
             let p = f64::from(f(a)) * f64::from(f(b));
             sum(p, if p.is_sign_negative() { -0.0 } else { 0.0 }, f(a) * f(b))
@@ -240,7 +280,11 @@ fn single_precision_sums_and_products_in_every_direction() {
     });
     for (name, round) in [("rn", Round::Nearest), ("rz", Round::Zero), ("rp", Round::Up), ("rm", Round::Down)] {
         // q is rounded rightly if its own product with b stands on the right side of a; checked in exact f64 arithmetic.
-        let tame: Vec<[u64; 3]> = inputs.iter().copied().filter(|[a, b, _]| (1e-15..1e15).contains(&f(*a).abs()) && (1e-15..1e15).contains(&f(*b).abs())).collect();
+        let tame: Vec<[u64; 3]> = inputs
+            .iter()
+            .copied()
+            .filter(|[a, b, _]| (1e-15..1e15).contains(&f(*a).abs()) && (1e-15..1e15).contains(&f(*b).abs()))
+            .collect();
         let got = lanes(&format!("div.{name}.f32 %f9, %f1, %f2;"), "f", &tame);
         for ([a, b, _], q) in tame.iter().zip(got) {
             let (a, b, q) = (f64::from(f(*a)), f64::from(f(*b)), f(q));
@@ -280,11 +324,16 @@ fn half_arithmetic_rounds_once() {
                 return u64::from(v);
             }
         };
-        let inputs: Vec<[u64; 3]> = (0..4000).map(|_| [number(&mut random), number(&mut random), number(&mut random)]).collect();
+        let inputs: Vec<[u64; 3]> =
+            (0..4000).map(|_| [number(&mut random), number(&mut random), number(&mut random)]).collect();
         let value = |b: u64| format.value(b as u32);
         // A zero sum is +0 in round-to-nearest unless both terms are −0.
         let store = |n: i128, scale: i32, negative_zero: bool| {
-            if n == 0 { if negative_zero { 0x8000 } else { 0 } } else { u64::from(format.round_fixed(n, scale as u32, Round::Nearest)) }
+            if n == 0 {
+                if negative_zero { 0x8000 } else { 0 }
+            } else {
+                u64::from(format.round_fixed(n, scale as u32, Round::Nearest))
+            }
         };
         let minus = |v: f64| v == 0.0 && v.is_sign_negative();
         let add = |a: f64, b: f64| store(fixed(a, scale) + fixed(b, scale), scale, minus(a) && minus(b));
@@ -344,15 +393,60 @@ fn approximations_stay_within_the_stated_errors() {
         }
     }
     let table = [
-        Approx { body: "rcp.approx.f32 %f9, %f1;", values: |r| positive(r).clamp(1e-37, 1e37), exact: |x| 1.0 / x, error: |_, y| ulp(y) },
-        Approx { body: "sqrt.approx.f32 %f9, %f1;", values: positive, exact: f64::sqrt, error: |_, y| y * 2f64.powi(-23) },
-        Approx { body: "rsqrt.approx.f32 %f9, %f1;", values: positive, exact: |x| 1.0 / x.sqrt(), error: |_, y| y * 2f64.powf(-22.9) },
-        Approx { body: "sin.approx.f32 %f9, %f1;", values: |r| r.unit() * 3.14, exact: f64::sin, error: |_, _| 2f64.powf(-20.5) },
-        Approx { body: "cos.approx.f32 %f9, %f1;", values: |r| r.unit() * 3.14, exact: f64::cos, error: |_, _| 2f64.powf(-20.5) },
-        Approx { body: "lg2.approx.f32 %f9, %f1;", values: |r| 1.25 + 0.75 * r.unit(), exact: f64::log2, error: |_, _| 2f64.powi(-22) },
-        Approx { body: "lg2.approx.f32 %f9, %f1;", values: |r| 2.0 + positive(r).min(1e30), exact: f64::log2, error: |_, y| y.abs() * 2f64.powi(-22) },
-        Approx { body: "ex2.approx.f32 %f9, %f1;", values: |r| r.unit() * 120.0, exact: f64::exp2, error: |_, y| 2.0 * ulp(y) },
-        Approx { body: "tanh.approx.f32 %f9, %f1;", values: |r| r.unit() * 9.0, exact: f64::tanh, error: |_, y| y.abs() * 2f64.powi(-11) + 1e-30 },
+        Approx {
+            body: "rcp.approx.f32 %f9, %f1;",
+            values: |r| positive(r).clamp(1e-37, 1e37),
+            exact: |x| 1.0 / x,
+            error: |_, y| ulp(y),
+        },
+        Approx {
+            body: "sqrt.approx.f32 %f9, %f1;",
+            values: positive,
+            exact: f64::sqrt,
+            error: |_, y| y * 2f64.powi(-23),
+        },
+        Approx {
+            body: "rsqrt.approx.f32 %f9, %f1;",
+            values: positive,
+            exact: |x| 1.0 / x.sqrt(),
+            error: |_, y| y * 2f64.powf(-22.9),
+        },
+        Approx {
+            body: "sin.approx.f32 %f9, %f1;",
+            values: |r| r.unit() * 3.14,
+            exact: f64::sin,
+            error: |_, _| 2f64.powf(-20.5),
+        },
+        Approx {
+            body: "cos.approx.f32 %f9, %f1;",
+            values: |r| r.unit() * 3.14,
+            exact: f64::cos,
+            error: |_, _| 2f64.powf(-20.5),
+        },
+        Approx {
+            body: "lg2.approx.f32 %f9, %f1;",
+            values: |r| 1.25 + 0.75 * r.unit(),
+            exact: f64::log2,
+            error: |_, _| 2f64.powi(-22),
+        },
+        Approx {
+            body: "lg2.approx.f32 %f9, %f1;",
+            values: |r| 2.0 + positive(r).min(1e30),
+            exact: f64::log2,
+            error: |_, y| y.abs() * 2f64.powi(-22),
+        },
+        Approx {
+            body: "ex2.approx.f32 %f9, %f1;",
+            values: |r| r.unit() * 120.0,
+            exact: f64::exp2,
+            error: |_, y| 2.0 * ulp(y),
+        },
+        Approx {
+            body: "tanh.approx.f32 %f9, %f1;",
+            values: |r| r.unit() * 9.0,
+            exact: f64::tanh,
+            error: |_, y| y.abs() * 2f64.powi(-11) + 1e-30,
+        },
     ];
     for a in table {
         let mut random = Bits(23);

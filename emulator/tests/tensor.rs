@@ -237,15 +237,39 @@ fn apply(ty: TensorType, op: &str, old: &[u8], new: &[u8]) -> Vec<u8> {
         (TensorType::Bf16, _) => half(Format::bf16()),
         (TensorType::F32, _) => u64::from((f32::from_bits(x as u32) + f32::from_bits(y as u32)).to_bits()),
         (_, ".add") => x.wrapping_add(y),
-        (TensorType::S32 | TensorType::S64, ".min") => if signed(x) < signed(y) { x } else { y },
-        (TensorType::S32 | TensorType::S64, ".max") => if signed(x) > signed(y) { x } else { y },
+        (TensorType::S32 | TensorType::S64, ".min") => {
+            if signed(x) < signed(y) {
+                x
+            } else {
+                y
+            }
+        }
+        (TensorType::S32 | TensorType::S64, ".max") => {
+            if signed(x) > signed(y) {
+                x
+            } else {
+                y
+            }
+        }
         (_, ".min") => x.min(y),
         (_, ".max") => x.max(y),
         (_, ".and") => x & y,
         (_, ".or") => x | y,
         (_, ".xor") => x ^ y,
-        (_, ".inc") => if x >= y { 0 } else { x + 1 },
-        _ => if x == 0 || x > y { y } else { x - 1 },
+        (_, ".inc") => {
+            if x >= y {
+                0
+            } else {
+                x + 1
+            }
+        }
+        _ => {
+            if x == 0 || x > y {
+                y
+            } else {
+                x - 1
+            }
+        }
     };
     out.to_le_bytes()[..old.len()].to_vec()
 }
@@ -288,7 +312,14 @@ fn every_reduction_of_every_type_that_has_it() {
 /// Reductions that the ISA's table does not have are refused.
 #[test]
 fn reductions_without_a_type_are_faults() {
-    for (op, ty) in [(".inc", TensorType::S32), (".add", TensorType::F64), (".and", TensorType::F32), (".min", TensorType::F32), (".add", TensorType::S64), (".add", TensorType::U8)] {
+    for (op, ty) in [
+        (".inc", TensorType::S32),
+        (".add", TensorType::F64),
+        (".and", TensorType::F32),
+        (".min", TensorType::F32),
+        (".add", TensorType::S64),
+        (".add", TensorType::U8),
+    ] {
         let inner = 32 / ty.bytes();
         let c = Case::new(ty, &[u64::from(inner)], &[inner], &[1], 16, false, &[0]);
         let mut map = c.map.clone();
@@ -323,7 +354,8 @@ setp.eq.u32 %p2, %r9, 0; @%p2 mbarrier.arrive.shared::cta.b64 _, [%r3];\n@!%p2 m
         let params = vec![load.params[0].clone(), load.params[1].clone(), out];
         let p = Program { text, grid: cluster, cluster, params, ..load };
         for seed in 0..5 {
-            let got = emulate(&p, Numerics::Ascending, seed).unwrap_or_else(|f| panic!("mask {mask:b} seed {seed}: {f}\n{}", p.text));
+            let got = emulate(&p, Numerics::Ascending, seed)
+                .unwrap_or_else(|f| panic!("mask {mask:b} seed {seed}: {f}\n{}", p.text));
             for rank in 0..cluster as usize {
                 let piece = &got[128 * rank..128 * (rank + 1)];
                 if mask >> rank & 1 == 1 {

@@ -78,7 +78,9 @@ fn check(c: &Case) {
         "f32" => (v as f32).to_bits(),
         _ => f16.round(v as f64, Round::Nearest, false),
     };
-    let place = |thread: usize, i: usize| (16 * (thread / 32) + thread % 32 / 4 + 8 * (i / 2 % 2), 8 * (i / 4) + 2 * (thread % 4) + i % 2);
+    let place = |thread: usize, i: usize| {
+        (16 * (thread / 32) + thread % 32 / 4 + 8 * (i / 2 % 2), 8 * (i / 4) + 2 * (thread % 4) + i % 2)
+    };
     let fragment = |element: &dyn Fn(usize, usize) -> u32| -> Vec<u32> {
         let mut out = Vec::new();
         for thread in 0..128 {
@@ -229,7 +231,8 @@ fn operands_are_negated() {
 }
 
 fn cases() -> impl Strategy<Value = Case> {
-    let options = (prop::array::uniform2(0usize..4), prop::array::uniform2(any::<bool>()), prop::array::uniform2(0usize..3));
+    let options =
+        (prop::array::uniform2(0usize..4), prop::array::uniform2(any::<bool>()), prop::array::uniform2(0usize..3));
     (0usize..16, 1usize..33, options, prop::array::uniform2(any::<bool>()), any::<[bool; 3]>(), any::<u64>()).prop_map(
         |(pair, n8, (spans, transposed, gaps), negate, [keep, a_registers, satfinite], seed)| {
             let (a, b, acc) = PAIRS[pair];

@@ -159,9 +159,18 @@ fn perform(arguments: &[String], out: &mut dyn Write) -> Result<bool, String> {
         }
         vectors.insert(e.id.clone(), got);
     }
-    say(out, format!("{:15} {:>8} {:>8} {:>9} {:>11} {:>8}", "family", "programs", "equal", "differing", "descending", "max ulp"))?;
+    say(
+        out,
+        format!(
+            "{:15} {:>8} {:>8} {:>9} {:>11} {:>8}",
+            "family", "programs", "equal", "differing", "descending", "max ulp"
+        ),
+    )?;
     for (family, r) in &rows {
-        let line = format!("{family:15} {:>8} {:>8} {:>9} {:>11} {:>8}", r.programs, r.equal, r.differing, r.descending, r.max_ulp);
+        let line = format!(
+            "{family:15} {:>8} {:>8} {:>9} {:>11} {:>8}",
+            r.programs, r.equal, r.differing, r.descending, r.max_ulp
+        );
         say(out, line)?;
     }
     for (family, r) in rows.iter().filter(|(_, r)| r.worst > 0.0) {

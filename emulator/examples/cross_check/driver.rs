@@ -237,19 +237,7 @@ impl Driver {
         // SAFETY: there is one pointer for each parameter that the PTX declares, to at least its size; all outlive the call.
         let code = unsafe {
             let (grid, block) = (p.grid, p.block);
-            (self.f.launch)(
-                function,
-                grid,
-                1,
-                1,
-                block,
-                1,
-                1,
-                p.shared,
-                null_mut(),
-                pointers.as_mut_ptr(),
-                null_mut(),
-            )
+            (self.f.launch)(function, grid, 1, 1, block, 1, 1, p.shared, null_mut(), pointers.as_mut_ptr(), null_mut())
         };
         self.done("cuLaunchKernel", code)?;
         // SAFETY: a context is current.

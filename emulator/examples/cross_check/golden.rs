@@ -28,8 +28,12 @@ impl Golden {
         let mut vectors = BTreeMap::new();
         for (id, hex) in value["vectors"].as_object().ok_or("no vectors")? {
             let hex = hex.as_str().ok_or("a vector that is no text")?;
-            let bytes = (0..hex.len() / 2).map(|i| hex.get(2 * i..2 * i + 2).and_then(|h| u8::from_str_radix(h, 16).ok()));
-            vectors.insert(id.clone(), bytes.collect::<Option<Vec<u8>>>().ok_or_else(|| format!("{id}: not hexadecimal"))?);
+            let bytes =
+                (0..hex.len() / 2).map(|i| hex.get(2 * i..2 * i + 2).and_then(|h| u8::from_str_radix(h, 16).ok()));
+            vectors.insert(
+                id.clone(),
+                bytes.collect::<Option<Vec<u8>>>().ok_or_else(|| format!("{id}: not hexadecimal"))?,
+            );
         }
         let date = word("date").unwrap_or_default();
         Ok(Golden { source: word("source").ok_or("no source")?, driver: word("driver"), date, vectors })

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use super::barrier::Barrier;
 use super::hopper::ClusterBarrier;
+use super::mbarrier::Mbarrier;
 use super::warp::{Wait, Warp};
 use crate::check::clocks::Foreign;
 use crate::check::counters::Counters;
@@ -231,27 +232,25 @@ impl<'a> Block<'a> {
                 return Ok(Status::Stuck);
             }
             if self.executed > self.env.limit {
-                return Err(self.fault(
-                    None,
-                    Stop { kind: FaultKind::InstructionLimit { instructions: self.executed }, lane: None },
-                ));
+                return Err(self.endless(self.executed));
             }
         }
         Ok(Status::Running)
     }
 
-    /// A block may not end while copies are on their way to it.
+    /// A block may not end before its copies were waited for.
     fn check_leftovers(&self) -> Result<(), Box<Fault>> {
-        let mut left: Vec<_> =
-            self.shared.mbarriers.iter().filter(|(_, b)| b.tx != 0 || !b.inflight.is_empty()).collect();
+        let open = |b: &Mbarrier| b.tx != 0 || !b.inflight.is_empty() || !b.ready.is_empty();
+        let mut left: Vec<_> = self.shared.mbarriers.iter().filter(|(_, b)| open(b)).collect();
         left.sort_by_key(|(offset, _)| **offset);
         let Some((offset, b)) = left.first() else { return Ok(()) };
+        let copies = b.inflight.len() + b.ready.len();
         let text = format!(
-            "the block ends while the mbarrier at {offset:#x} has {} copies in flight and {} bytes missing",
-            b.inflight.len(),
+            "the block ends while the mbarrier at {offset:#x} has {copies} copies that nobody waited for and {} bytes missing",
             b.tx
         );
-        Err(self.fault(None, Stop { kind: FaultKind::Misuse(text), lane: None }))
+        let pc = b.inflight.first().or(b.ready.first()).map_or(u32::MAX, |l| l.pc);
+        Err(self.fault_at(None, pc, Stop { kind: FaultKind::Misuse(text), lane: None }))
     }
 
     /// Stops a warp that read what was never written, and lets the others show whether they would have written it.
@@ -276,7 +275,8 @@ impl<'a> Block<'a> {
             }
         }
         let mut parts = Vec::new();
-        let mut first = None;
+        // The place of the fault: bytes that never come are nearer the cause than a barrier, and that than the cluster's.
+        let mut nearest: Option<(u32, usize, u32)> = None;
         for (w, warp) in self.warps.iter().enumerate() {
             for g in &warp.groups {
                 let what = match g.wait {
@@ -292,13 +292,24 @@ impl<'a> Block<'a> {
                     },
                     Wait::Ready | Wait::Converge => continue,
                 };
+                let rank = match g.wait {
+                    Wait::Phase { offset, .. } if self.shared.mbarriers.get(&offset).is_some_and(|b| b.tx != 0) => 0,
+                    Wait::Cluster { .. } => 2,
+                    _ => 1,
+                };
                 let line = self.env.program.places[g.pc as usize].line;
-                first = first.or(Some((w, g.pc)));
+                nearest = nearest.filter(|n| n.0 <= rank).or(Some((rank, w, g.pc)));
                 parts.push(format!("warp {w} waits {what} (PTX line {line})"));
             }
         }
-        let (w, pc) = first.unwrap_or((0, 0));
+        let (_, w, pc) = nearest.unwrap_or((0, 0, 0));
         self.fault_at(Some(w), pc, Stop { kind: FaultKind::Deadlock { waiting: parts.join("; ") }, lane: None })
+    }
+
+    /// The launch went on for too long; the place is where the first unfinished warp stands.
+    pub fn endless(&self, instructions: u64) -> Box<Fault> {
+        let running = self.warps.iter().enumerate().find_map(|(w, warp)| Some((w, warp.groups.first()?.pc)));
+        self.fault(running, Stop { kind: FaultKind::InstructionLimit { instructions }, lane: None })
     }
 
     pub fn fault(&self, warp: Option<(usize, u32)>, s: Stop) -> Box<Fault> {

@@ -121,7 +121,7 @@ impl Block<'_> {
         self.counters.load_sectors += u64::from(size / 32);
         self.counters.ideal_sectors += u64::from(size / 32);
         for r in self.targets(warp, frame, mask, rank, lane)? {
-            self.send(warp, r, vec![Landing { dst: offset, data: data.clone() }], mbar, size, lane, pc)?;
+            self.send(warp, r, vec![Landing { pc, dst: offset, data: data.clone() }], mbar, size, lane, pc)?;
         }
         self.seen[warp.id][warp.id] += 1;
         Ok(())
@@ -141,7 +141,7 @@ impl Block<'_> {
             return misuse(format!("a bulk copy of {size} bytes: sizes and addresses must be multiples of 16"), lane);
         }
         let data = self.async_read(warp, (src & 0xFF_FFFF) as u32, size, lane, pc)?;
-        self.send(warp, rank, vec![Landing { dst: offset, data }], mbar, size, lane, pc)?;
+        self.send(warp, rank, vec![Landing { pc, dst: offset, data }], mbar, size, lane, pc)?;
         self.seen[warp.id][warp.id] += 1;
         Ok(())
     }
@@ -375,7 +375,7 @@ impl Block<'_> {
             tile.chunks(16).enumerate().map(|(i, c)| (place(i), c.to_vec())).collect()
         };
         for r in self.targets(warp, frame, mask, rank, lane)? {
-            let landings = pieces.iter().map(|(dst, data)| Landing { dst: *dst, data: data.clone() }).collect();
+            let landings = pieces.iter().map(|(dst, data)| Landing { pc, dst: *dst, data: data.clone() }).collect();
             self.send(warp, r, landings, mbar, map.bytes(), lane, pc)?;
         }
         self.seen[warp.id][warp.id] += 1;

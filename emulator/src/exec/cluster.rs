@@ -99,8 +99,8 @@ impl<'a> Cluster<'a> {
     }
 
     pub fn limit_fault(&self, instructions: u64) -> Box<Fault> {
-        let kind = crate::check::fault::FaultKind::InstructionLimit { instructions };
-        self.blocks[0].fault(None, super::block::Stop { kind, lane: None })
+        let i = self.finished.iter().position(|f| !f).unwrap_or(0);
+        self.blocks[i].endless(instructions)
     }
 
     /// Adds up what the blocks did and keeps their buffers.

@@ -11,6 +11,8 @@ use crate::memory::shared::{ASYNC, INIT, Shared};
 /// A copy whose bytes are on their way.
 #[derive(Debug)]
 pub struct Landing {
+    /// The instruction that sent it.
+    pub pc: u32,
     pub dst: u32,
     pub data: Vec<u8>,
 }

@@ -15,13 +15,8 @@ pub enum Round {
 }
 
 impl Round {
-    pub const ALL: [(Round, &'static str); 5] = [
-        (Round::Nearest, "rn"),
-        (Round::Away, "rna"),
-        (Round::Zero, "rz"),
-        (Round::Down, "rm"),
-        (Round::Up, "rp"),
-    ];
+    pub const ALL: [(Round, &'static str); 5] =
+        [(Round::Nearest, "rn"), (Round::Away, "rna"), (Round::Zero, "rz"), (Round::Down, "rm"), (Round::Up, "rp")];
 }
 
 /// A binary format with a sign bit; `special` is the first encoding of a magnitude that is no finite number.
@@ -164,14 +159,26 @@ pub fn sum_f32(a: f64, b: f64, mode: Round) -> f32 {
     match mode {
         Round::Down => low,
         Round::Up => high,
-        Round::Zero => if low.abs() < high.abs() { low } else { high },
+        Round::Zero => {
+            if low.abs() < high.abs() {
+                low
+            } else {
+                high
+            }
+        }
         _ => {
             // The two distances are exact; what s itself left over decides only between equals.
             let skew = (s - f64::from(low)) - (f64::from(high) - s);
             match skew.partial_cmp(&0.0).expect("a number").then(e.partial_cmp(&0.0).expect("a number")) {
                 Ordering::Less => low,
                 Ordering::Greater => high,
-                Ordering::Equal => if low.to_bits() % 2 == 0 { low } else { high },
+                Ordering::Equal => {
+                    if low.to_bits() % 2 == 0 {
+                        low
+                    } else {
+                        high
+                    }
+                }
             }
         }
     }

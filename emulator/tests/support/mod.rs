@@ -36,15 +36,25 @@ pub fn nvcc() -> Option<PathBuf> {
 
 /// The PTX of `tests/kernels/<name>.cu` for an architecture such as `compute_80`.
 pub fn ptx(name: &str, arch: &str) -> String {
+    compiled(name, arch, name, &[])
+}
+
+/// The PTX of a gallery with every mistake mended.
+pub fn mended(name: &str, arch: &str) -> String {
+    compiled(name, arch, &format!("{name}_mended"), &["-DMENDED"])
+}
+
+fn compiled(name: &str, arch: &str, kept: &str, options: &[&str]) -> String {
     let source = root().join("tests/kernels").join(format!("{name}.cu"));
     if let Some(nvcc) = nvcc() {
         static CALLS: AtomicU32 = AtomicU32::new(0);
         let unique = format!("{}-{}", std::process::id(), CALLS.fetch_add(1, Ordering::Relaxed));
-        let out = std::env::temp_dir().join(format!("ptx-emulator-{unique}-{name}.ptx"));
+        let out = std::env::temp_dir().join(format!("ptx-emulator-{unique}-{kept}.ptx"));
         let done = Command::new(&nvcc)
             .args(["-ptx", "-lineinfo", &format!("-arch={arch}"), "-o"])
             .arg(&out)
             .arg(&source)
+            .args(options)
             .env("CUDA_HOME", nvcc.parent().and_then(Path::parent).unwrap_or(Path::new("/")))
             .output()
             .expect("nvcc can be started");
@@ -53,7 +63,7 @@ pub fn ptx(name: &str, arch: &str) -> String {
         let _ = std::fs::remove_file(&out);
         return text;
     }
-    let kept = root().join("tests/ptx").join(format!("{name}.ptx"));
+    let kept = root().join("tests/ptx").join(format!("{kept}.ptx"));
     std::fs::read_to_string(&kept).unwrap_or_else(|e| panic!("no nvcc, and {}: {e}", kept.display()))
 }
 

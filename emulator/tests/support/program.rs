@@ -98,17 +98,15 @@ pub fn emulate(p: &Program, numerics: Numerics, seed: u64) -> Result<Vec<u8>, Bo
             Param::Long(w) => (w.to_le_bytes().to_vec(), 8),
             Param::Map(t) => {
                 let base = addresses[t.buffer];
-                let map =
-                    TensorMap::tiled(t.ty, base, &t.dims, &t.strides, &t.tile, &t.steps, t.swizzle(), t.nan_fill)
-                        .map_err(|e| refuse(e.to_string()))?;
+                let map = TensorMap::tiled(t.ty, base, &t.dims, &t.strides, &t.tile, &t.steps, t.swizzle(), t.nan_fill)
+                    .map_err(|e| refuse(e.to_string()))?;
                 (map.to_bytes().to_vec(), 64)
             }
         };
         bytes.resize(bytes.len().next_multiple_of(align), 0);
         bytes.extend(piece);
     }
-    let config =
-        LaunchConfig::new([p.grid, 1, 1], [p.block, 1, 1]).cluster([p.cluster, 1, 1]).shared(p.shared);
+    let config = LaunchConfig::new([p.grid, 1, 1], [p.block, 1, 1]).cluster([p.cluster, 1, 1]).shared(p.shared);
     d.launch(&module, "k", &config, &bytes)?;
     let at = p.params.iter().position(|x| matches!(x, Param::Output(_))).unwrap_or(0);
     let mut out = vec![0; p.output().len()];
@@ -250,7 +248,8 @@ add.u32 %r5, %r5, 128; bra {label};\n{label}_DONE:\n",
         "{%a0, %a1, %a2, %a3}"
     } else {
         body += &fill("%rd1", 0, a_bytes.len(), "FILL_A");
-        body += "cvt.u64.u32 %rd10, %r2; shr.u64 %rd10, %rd10, 4; ld.param.u64 %rd11, [da]; add.u64 %rd10, %rd10, %rd11;\n";
+        body +=
+            "cvt.u64.u32 %rd10, %r2; shr.u64 %rd10, %rd10, 4; ld.param.u64 %rd11, [da]; add.u64 %rd10, %rd10, %rd11;\n";
         "%rd10"
     };
     body += &fill("%rd2", b_at, b.1.len(), "FILL_B");

@@ -38,20 +38,83 @@ fn hash(id: &str) -> u64 {
 fn inputs(id: &str, kind: Kind) -> Vec<[u64; 3]> {
     let mut r = Bits(hash(id));
     let singles = [
-        0u32, 0x8000_0000, 0x3F80_0000, 0xBF80_0000, 0x7F80_0000, 0xFF80_0000, 0x7FC0_0000, 0x7F7F_FFFF, 0x0080_0000, 0x0000_0001,
-        0x807F_FFFF, 0x3F80_0001, 0x4B00_0001, 0x4F00_0000, 0xCF00_0000, 0x4B7F_FFFF,
+        0u32,
+        0x8000_0000,
+        0x3F80_0000,
+        0xBF80_0000,
+        0x7F80_0000,
+        0xFF80_0000,
+        0x7FC0_0000,
+        0x7F7F_FFFF,
+        0x0080_0000,
+        0x0000_0001,
+        0x807F_FFFF,
+        0x3F80_0001,
+        0x4B00_0001,
+        0x4F00_0000,
+        0xCF00_0000,
+        0x4B7F_FFFF,
     ];
-    let integers = [0u64, 1, 2, 31, 32, 33, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF, u64::MAX];
-    let doubles = [0f64, -0.0, 1.0, -1.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, f64::MAX, f64::MIN_POSITIVE, 5e-324, 0.1, 1e300];
+    let integers = [
+        0u64,
+        1,
+        2,
+        31,
+        32,
+        33,
+        0x7F,
+        0x80,
+        0xFF,
+        0x7FFF,
+        0x8000,
+        0xFFFF,
+        0x7FFF_FFFF,
+        0x8000_0000,
+        0xFFFF_FFFF,
+        u64::MAX,
+    ];
+    let doubles = [
+        0f64,
+        -0.0,
+        1.0,
+        -1.0,
+        f64::INFINITY,
+        f64::NEG_INFINITY,
+        f64::NAN,
+        f64::MAX,
+        f64::MIN_POSITIVE,
+        5e-324,
+        0.1,
+        1e300,
+    ];
     let one = |r: &mut Bits| match kind {
-        Kind::Integer => if r.below(4) == 0 { integers[r.below(16) as usize] } else { r.next() >> r.below(60) },
+        Kind::Integer => {
+            if r.below(4) == 0 {
+                integers[r.below(16) as usize]
+            } else {
+                r.next() >> r.below(60)
+            }
+        }
         Kind::Single => match r.below(4) {
             0 => u64::from(singles[r.below(16) as usize]),
             1 => u64::from(r.next() as u32),
             _ => u64::from((r.unit() * 2f32.powi(r.below(24) as i32 - 12)).to_bits()),
         },
-        Kind::Double => if r.below(4) == 0 { doubles[r.below(12) as usize].to_bits() } else { (f64::from(r.unit()) * 1.000_000_1f64.powi(r.below(99) as i32)).to_bits() },
-        Kind::Half => if r.below(8) == 0 { u64::from([0u16, 0x8000, 0x7C00, 0xFC00, 0x7E00, 0x0001, 0x7BFF, 0x3C00][r.below(8) as usize]) * 0x1_0001 } else { r.next() & 0xFFFF_FFFF },
+        Kind::Double => {
+            if r.below(4) == 0 {
+                doubles[r.below(12) as usize].to_bits()
+            } else {
+                (f64::from(r.unit()) * 1.000_000_1f64.powi(r.below(99) as i32)).to_bits()
+            }
+        }
+        Kind::Half => {
+            if r.below(8) == 0 {
+                u64::from([0u16, 0x8000, 0x7C00, 0xFC00, 0x7E00, 0x0001, 0x7BFF, 0x3C00][r.below(8) as usize])
+                    * 0x1_0001
+            } else {
+                r.next() & 0xFFFF_FFFF
+            }
+        }
         Kind::Positive => u64::from((r.unit().abs() * 8.0 + 1.0e-3).to_bits()),
     };
     (0..128).map(|_| [one(&mut r), one(&mut r), one(&mut r)]).collect()
@@ -80,50 +143,169 @@ fn f(v: u64) -> f32 {
 fn defined() -> Vec<(&'static str, Kind, &'static str, &'static str, Option<Formula>)> {
     use Kind::{Double, Half, Integer, Single};
 
-
     vec![
-        ("integer", Integer, "add.s32 %r9, %r1, %r2;", "r", Some(|a, b, _| u64::from((a as u32).wrapping_add(b as u32)))),
-        ("integer", Integer, "sub.sat.s32 %r9, %r1, %r2;", "r", Some(|a, b, _| u64::from((a as i32).saturating_sub(b as i32) as u32))),
-        ("integer", Integer, "mul.hi.s64 %rd9, %rd1, %rd2;", "rd", Some(|a, b, _| ((i128::from(a as i64) * i128::from(b as i64)) >> 64) as u64)),
-        ("integer", Integer, "mul.wide.u32 %rd9, %r1, %r2;", "rd", Some(|a, b, _| u64::from(a as u32) * u64::from(b as u32))),
-        ("integer", Integer, "mad.hi.u32 %r9, %r1, %r2, %r3;", "r", Some(|a, b, c| u64::from((((a & 0xFFFF_FFFF) * (b & 0xFFFF_FFFF)) >> 32) as u32).wrapping_add(c) & 0xFFFF_FFFF)),
-        ("integer", Integer, "sad.s32 %r9, %r1, %r2, %r3;", "r", Some(|a, b, c| u64::from((a as i32).abs_diff(b as i32).wrapping_add(c as u32)))),
-        ("integer", Integer, "dp4a.s32.u32 %r9, %r1, %r2, %r3;", "r", Some(|a, b, c| {
-            let dot: i32 = (0..4).map(|i| i32::from((a >> (8 * i)) as i8) * i32::from((b >> (8 * i)) as u8)).sum();
-            u64::from((c as u32).wrapping_add(dot as u32))
-        })),
-        ("integer", Integer, "min.s16x2 %r9, %r1, %r2;", "r", Some(|a, b, _| (0..2).map(|i| u64::from(((a >> (16 * i)) as i16).min((b >> (16 * i)) as i16) as u16) << (16 * i)).sum())),
+        (
+            "integer",
+            Integer,
+            "add.s32 %r9, %r1, %r2;",
+            "r",
+            Some(|a, b, _| u64::from((a as u32).wrapping_add(b as u32))),
+        ),
+        (
+            "integer",
+            Integer,
+            "sub.sat.s32 %r9, %r1, %r2;",
+            "r",
+            Some(|a, b, _| u64::from((a as i32).saturating_sub(b as i32) as u32)),
+        ),
+        (
+            "integer",
+            Integer,
+            "mul.hi.s64 %rd9, %rd1, %rd2;",
+            "rd",
+            Some(|a, b, _| ((i128::from(a as i64) * i128::from(b as i64)) >> 64) as u64),
+        ),
+        (
+            "integer",
+            Integer,
+            "mul.wide.u32 %rd9, %r1, %r2;",
+            "rd",
+            Some(|a, b, _| u64::from(a as u32) * u64::from(b as u32)),
+        ),
+        (
+            "integer",
+            Integer,
+            "mad.hi.u32 %r9, %r1, %r2, %r3;",
+            "r",
+            Some(|a, b, c| {
+                u64::from((((a & 0xFFFF_FFFF) * (b & 0xFFFF_FFFF)) >> 32) as u32).wrapping_add(c) & 0xFFFF_FFFF
+            }),
+        ),
+        (
+            "integer",
+            Integer,
+            "sad.s32 %r9, %r1, %r2, %r3;",
+            "r",
+            Some(|a, b, c| u64::from((a as i32).abs_diff(b as i32).wrapping_add(c as u32))),
+        ),
+        (
+            "integer",
+            Integer,
+            "dp4a.s32.u32 %r9, %r1, %r2, %r3;",
+            "r",
+            Some(|a, b, c| {
+                let dot: i32 = (0..4).map(|i| i32::from((a >> (8 * i)) as i8) * i32::from((b >> (8 * i)) as u8)).sum();
+                u64::from((c as u32).wrapping_add(dot as u32))
+            }),
+        ),
+        (
+            "integer",
+            Integer,
+            "min.s16x2 %r9, %r1, %r2;",
+            "r",
+            Some(|a, b, _| {
+                (0..2).map(|i| u64::from(((a >> (16 * i)) as i16).min((b >> (16 * i)) as i16) as u16) << (16 * i)).sum()
+            }),
+        ),
         ("bits", Integer, "popc.b64 %r9, %rd1;", "r", Some(|a, _, _| u64::from(a.count_ones()))),
         ("bits", Integer, "clz.b32 %r9, %r1;", "r", Some(|a, _, _| u64::from((a as u32).leading_zeros()))),
         ("bits", Integer, "brev.b64 %rd9, %rd1;", "rd", Some(|a, _, _| a.reverse_bits())),
-        ("bits", Integer, "bfind.s32 %r9, %r1;", "r", Some(|a, _, _| {
-            let v = a as i32;
-            let m = (if v < 0 { !v } else { v }) as u32;
-            u64::from(31u32.wrapping_sub(m.leading_zeros()))
-        })),
-        ("bits", Integer, "bfe.u64 %rd9, %rd1, %r2, %r3;", "rd", Some(|a, b, c| {
-            let (position, length) = (b & 0xFF, (c & 0xFF).min(64));
-            let shifted = if position > 63 { 0 } else { a >> position };
-            if length == 64 { shifted } else { shifted & ((1 << length) - 1) }
-        })),
-        ("bits", Integer, "bfi.b32 %r9, %r1, %r2, 5, 11;", "r", Some(|a, b, _| ((b & !(0x7FF << 5)) | (a & 0x7FF) << 5) & 0xFFFF_FFFF)),
-        ("bits", Integer, "shf.l.wrap.b32 %r9, %r1, %r2, %r3;", "r", Some(|a, b, c| (((b & 0xFFFF_FFFF) << 32 | (a & 0xFFFF_FFFF)) << (c & 31)) >> 32)),
-        ("bits", Integer, "shr.s32 %r9, %r1, %r2;", "r", Some(|a, b, _| u64::from(((a as i32) >> (b as u32).min(31)) as u32))),
-        ("bits", Integer, "lop3.b32 %r9, %r1, %r2, %r3, 0xCA;", "r", Some(|a, b, c| ((a & b) | (!a & c)) & 0xFFFF_FFFF)),
-        ("bits", Integer, "prmt.b32 %r9, %r1, %r2, %r3;", "r", Some(|a, b, c| {
-            let bytes = (a & 0xFFFF_FFFF) | b << 32;
-            (0..4).map(|i| {
-                let s = c >> (4 * i) & 15;
-                let byte = bytes >> (8 * (s & 7)) & 0xFF;
-                (if s & 8 == 0 { byte } else if byte & 0x80 != 0 { 0xFF } else { 0 }) << (8 * i)
-            }).sum()
-        })),
-        ("bits", Integer, "fns.b32 %r9, %r1, 0, 3;", "r", Some(|a, _, _| (0..32).filter(|i| a >> i & 1 == 1).nth(2).unwrap_or(0xFFFF_FFFF))),
+        (
+            "bits",
+            Integer,
+            "bfind.s32 %r9, %r1;",
+            "r",
+            Some(|a, _, _| {
+                let v = a as i32;
+                let m = (if v < 0 { !v } else { v }) as u32;
+                u64::from(31u32.wrapping_sub(m.leading_zeros()))
+            }),
+        ),
+        (
+            "bits",
+            Integer,
+            "bfe.u64 %rd9, %rd1, %r2, %r3;",
+            "rd",
+            Some(|a, b, c| {
+                let (position, length) = (b & 0xFF, (c & 0xFF).min(64));
+                let shifted = if position > 63 { 0 } else { a >> position };
+                if length == 64 { shifted } else { shifted & ((1 << length) - 1) }
+            }),
+        ),
+        (
+            "bits",
+            Integer,
+            "bfi.b32 %r9, %r1, %r2, 5, 11;",
+            "r",
+            Some(|a, b, _| ((b & !(0x7FF << 5)) | (a & 0x7FF) << 5) & 0xFFFF_FFFF),
+        ),
+        (
+            "bits",
+            Integer,
+            "shf.l.wrap.b32 %r9, %r1, %r2, %r3;",
+            "r",
+            Some(|a, b, c| (((b & 0xFFFF_FFFF) << 32 | (a & 0xFFFF_FFFF)) << (c & 31)) >> 32),
+        ),
+        (
+            "bits",
+            Integer,
+            "shr.s32 %r9, %r1, %r2;",
+            "r",
+            Some(|a, b, _| u64::from(((a as i32) >> (b as u32).min(31)) as u32)),
+        ),
+        (
+            "bits",
+            Integer,
+            "lop3.b32 %r9, %r1, %r2, %r3, 0xCA;",
+            "r",
+            Some(|a, b, c| ((a & b) | (!a & c)) & 0xFFFF_FFFF),
+        ),
+        (
+            "bits",
+            Integer,
+            "prmt.b32 %r9, %r1, %r2, %r3;",
+            "r",
+            Some(|a, b, c| {
+                let bytes = (a & 0xFFFF_FFFF) | b << 32;
+                (0..4)
+                    .map(|i| {
+                        let s = c >> (4 * i) & 15;
+                        let byte = bytes >> (8 * (s & 7)) & 0xFF;
+                        (if s & 8 == 0 {
+                            byte
+                        } else if byte & 0x80 != 0 {
+                            0xFF
+                        } else {
+                            0
+                        }) << (8 * i)
+                    })
+                    .sum()
+            }),
+        ),
+        (
+            "bits",
+            Integer,
+            "fns.b32 %r9, %r1, 0, 3;",
+            "r",
+            Some(|a, _, _| (0..32).filter(|i| a >> i & 1 == 1).nth(2).unwrap_or(0xFFFF_FFFF)),
+        ),
         ("compare", Single, "setp.ltu.f32 %p9, %f1, %f2;", "p", Some(|a, b, _| u64::from(!(f(a) >= f(b))))),
-        ("compare", Single, "set.ne.f32.f32 %f9, %f1, %f2;", "f", Some(|a, b, _| single(if f(a) != f(b) && !f(a).is_nan() && !f(b).is_nan() { 1.0 } else { 0.0 }))),
+        (
+            "compare",
+            Single,
+            "set.ne.f32.f32 %f9, %f1, %f2;",
+            "f",
+            Some(|a, b, _| single(if f(a) != f(b) && !f(a).is_nan() && !f(b).is_nan() { 1.0 } else { 0.0 })),
+        ),
         ("compare", Single, "min.f32 %f9, %f1, %f2;", "f", None),
         ("compare", Single, "max.NaN.f32 %f9, %f1, %f2;", "f", None),
-        ("compare", Integer, "slct.s32.s32 %r9, %r1, %r2, %r3;", "r", Some(|a, b, c| if c as i32 >= 0 { a & 0xFFFF_FFFF } else { b & 0xFFFF_FFFF })),
+        (
+            "compare",
+            Integer,
+            "slct.s32.s32 %r9, %r1, %r2, %r3;",
+            "r",
+            Some(|a, b, c| if c as i32 >= 0 { a & 0xFFFF_FFFF } else { b & 0xFFFF_FFFF }),
+        ),
         ("f32", Single, "add.rn.f32 %f9, %f1, %f2;", "f", Some(|a, b, _| single(f(a) + f(b)))),
         ("f32", Single, "mul.rn.f32 %f9, %f1, %f2;", "f", Some(|a, b, _| single(f(a) * f(b)))),
         ("f32", Single, "fma.rn.f32 %f9, %f1, %f2, %f3;", "f", Some(|a, b, c| single(f(a).mul_add(f(b), f(c))))),
@@ -149,29 +331,71 @@ fn defined() -> Vec<(&'static str, Kind, &'static str, &'static str, Option<Form
         ("half", Half, "fma.rn.relu.bf16x2 %r9, %r1, %r2, %r3;", "r", None),
         ("half", Half, "max.f16x2 %r9, %r1, %r2;", "r", None),
         ("half", Half, "min.NaN.bf16x2 %r9, %r1, %r2;", "r", None),
-        ("convert", Single, "cvt.rn.f16.f32 %h9, %f1;", "h", Some(|a, _, _| u64::from(Format::f16().round(f64::from(f(a)), Round::Nearest, false)))),
-        ("convert", Single, "cvt.rz.bf16.f32 %h9, %f1;", "h", Some(|a, _, _| u64::from(Format::bf16().round(f64::from(f(a)), Round::Zero, false)))),
-        ("convert", Single, "cvt.rn.bf16x2.f32 %r9, %f1, %f2;", "r", Some(|a, b, _| {
-            let half = |v| u64::from(Format::bf16().round(f64::from(f(v)), Round::Nearest, false));
-            half(a) << 16 | half(b)
-        })),
+        (
+            "convert",
+            Single,
+            "cvt.rn.f16.f32 %h9, %f1;",
+            "h",
+            Some(|a, _, _| u64::from(Format::f16().round(f64::from(f(a)), Round::Nearest, false))),
+        ),
+        (
+            "convert",
+            Single,
+            "cvt.rz.bf16.f32 %h9, %f1;",
+            "h",
+            Some(|a, _, _| u64::from(Format::bf16().round(f64::from(f(a)), Round::Zero, false))),
+        ),
+        (
+            "convert",
+            Single,
+            "cvt.rn.bf16x2.f32 %r9, %f1, %f2;",
+            "r",
+            Some(|a, b, _| {
+                let half = |v| u64::from(Format::bf16().round(f64::from(f(v)), Round::Nearest, false));
+                half(a) << 16 | half(b)
+            }),
+        ),
         ("convert", Single, "cvt.rna.tf32.f32 %r9, %f1;", "r", None),
-        ("convert", Single, "cvt.rn.satfinite.e4m3x2.f32 %h9, %f1, %f2;", "h", Some(|a, b, _| {
-            let byte = |v| u64::from(Format::e4m3().round(f64::from(f(v)), Round::Nearest, true));
-            byte(a) << 8 | byte(b)
-        })),
-        ("convert", Single, "cvt.rn.satfinite.e5m2x2.f32 %h9, %f1, %f2;", "h", Some(|a, b, _| {
-            let byte = |v| u64::from(Format::e5m2().round(f64::from(f(v)), Round::Nearest, true));
-            byte(a) << 8 | byte(b)
-        })),
+        (
+            "convert",
+            Single,
+            "cvt.rn.satfinite.e4m3x2.f32 %h9, %f1, %f2;",
+            "h",
+            Some(|a, b, _| {
+                let byte = |v| u64::from(Format::e4m3().round(f64::from(f(v)), Round::Nearest, true));
+                byte(a) << 8 | byte(b)
+            }),
+        ),
+        (
+            "convert",
+            Single,
+            "cvt.rn.satfinite.e5m2x2.f32 %h9, %f1, %f2;",
+            "h",
+            Some(|a, b, _| {
+                let byte = |v| u64::from(Format::e5m2().round(f64::from(f(v)), Round::Nearest, true));
+                byte(a) << 8 | byte(b)
+            }),
+        ),
         ("convert", Half, "cvt.rn.f16x2.e4m3x2 %r9, %h1;", "r", None),
         ("convert", Half, "cvt.rn.f16x2.e5m2x2 %r9, %h1;", "r", None),
-        ("convert", Half, "cvt.f32.f16 %f9, %h1;", "f", Some(|a, _, _| single(Format::f16().value(a as u32 & 0xFFFF) as f32))),
+        (
+            "convert",
+            Half,
+            "cvt.f32.f16 %f9, %h1;",
+            "f",
+            Some(|a, _, _| single(Format::f16().value(a as u32 & 0xFFFF) as f32)),
+        ),
         ("convert", Single, "cvt.rni.s32.f32 %r9, %f1;", "r", None),
         ("convert", Single, "cvt.rzi.u32.f32 %r9, %f1;", "r", None),
         ("convert", Single, "cvt.rzi.s64.f32 %rd9, %f1;", "rd", None),
         ("convert", Single, "cvt.rzi.s8.f32 %r9, %f1;", "r", None),
-        ("convert", Integer, "cvt.rn.f32.u64 %f9, %rd1;", "f", Some(|a, _, _| single(sum_f32((a >> 32 << 32) as f64, (a & 0xFFFF_FFFF) as f64, Round::Nearest)))),
+        (
+            "convert",
+            Integer,
+            "cvt.rn.f32.u64 %f9, %rd1;",
+            "f",
+            Some(|a, _, _| single(sum_f32((a >> 32 << 32) as f64, (a & 0xFFFF_FFFF) as f64, Round::Nearest))),
+        ),
         ("convert", Integer, "cvt.rm.f32.s64 %f9, %rd1;", "f", None),
         ("convert", Integer, "cvt.sat.s8.s32 %r9, %r1;", "r", None),
         ("convert", Integer, "cvt.pack.sat.u8.s32.b32 %r9, %r1, %r2, %r3;", "r", None),
@@ -212,11 +436,20 @@ fn operand(name: &str, r: &mut Bits, integer: bool) -> (u32, f64) {
     match name {
         "f16" => near(Format::f16()),
         "bf16" => near(Format::bf16()),
-        "tf32" => { let (b, v) = near(Format::tf32()); (b << 13, v) }
+        "tf32" => {
+            let (b, v) = near(Format::tf32());
+            (b << 13, v)
+        }
         "e4m3" => near(Format::e4m3()),
         "e5m2" => near(Format::e5m2()),
-        "s8" => { let x = r.next() as i8; (u32::from(x as u8), f64::from(x)) }
-        _ => { let x = r.next() as u8; (u32::from(x), f64::from(x)) }
+        "s8" => {
+            let x = r.next() as i8;
+            (u32::from(x as u8), f64::from(x))
+        }
+        _ => {
+            let x = r.next() as u8;
+            (u32::from(x), f64::from(x))
+        }
     }
 }
 
@@ -241,7 +474,8 @@ fn matrices(id: &str, [m, n, k]: [usize; 3], names: [&str; 2], integer: bool) ->
     let mut r = Bits(hash(id));
     let a: Vec<_> = (0..m * k).map(|_| operand(names[0], &mut r, integer)).collect();
     let b: Vec<_> = (0..n * k).map(|_| operand(names[1], &mut r, integer)).collect();
-    let c: Vec<f64> = (0..m * n).map(|_| if integer { f64::from(r.below(65) as i32 - 32) } else { f64::from(r.unit()) }).collect();
+    let c: Vec<f64> =
+        (0..m * n).map(|_| if integer { f64::from(r.below(65) as i32 - 32) } else { f64::from(r.unit()) }).collect();
     let sums = (0..m * n)
         .map(|i| {
             let terms = (0..k).map(|l| a[i / n * k + l].1 * b[i % n * k + l].1).chain([c[i]]);
@@ -261,7 +495,8 @@ fn matrix_sync(k: usize, names: [&'static str; 2], integer: bool) -> Entry {
     let x = matrices(&id, [16, 8, k], names, exact);
     let per = 32 / bits;
     let (na, nb) = (16 * k * bits / 1024, 8 * k * bits / 1024);
-    let word = |e: &[(u32, f64)], at: usize| (0..per).fold(0u32, |w, i| w | ((u64::from(e[at + i].0) << (bits * i)) as u32));
+    let word =
+        |e: &[(u32, f64)], at: usize| (0..per).fold(0u32, |w, i| w | ((u64::from(e[at + i].0) << (bits * i)) as u32));
     let number = |v: f64| if ints { v as i64 as u32 } else { (v as f32).to_bits() };
     let (mut a, mut b, mut c, mut exacts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for lane in 0..32 {
@@ -280,12 +515,26 @@ fn matrix_sync(k: usize, names: [&'static str; 2], integer: bool) -> Entry {
     entry(id, if exact { "mma exact" } else { "mma sums" }, program, exact, bits, k, exacts, want)
 }
 
-fn matrix_group(n: usize, k: usize, names: [&'static str; 2], integer: bool, spans: [u32; 2], from_registers: bool, transposed: bool) -> Entry {
+fn matrix_group(
+    n: usize,
+    k: usize,
+    names: [&'static str; 2],
+    integer: bool,
+    spans: [u32; 2],
+    from_registers: bool,
+    transposed: bool,
+) -> Entry {
     let (ints, bits) = (matches!(names[0], "s8" | "u8"), width(names[0]));
     let exact = integer || ints;
     let acc = if ints { "s32" } else { "f32" };
     let form = format!("m64n{n}k{k}.{acc}.{}.{}", names[0], names[1]);
-    let how = format!("{}{} {}/{}", if from_registers { " registers" } else { "" }, if transposed { " transposed" } else { "" }, spans[0], spans[1]);
+    let how = format!(
+        "{}{} {}/{}",
+        if from_registers { " registers" } else { "" },
+        if transposed { " transposed" } else { "" },
+        spans[0],
+        spans[1]
+    );
     let id = format!("wgmma.{form}{how} {}", if exact { "exact" } else { "random" });
     let x = matrices(&id, [64, n, k], names, exact);
     let number = |v: f64| if ints { v as i64 as u32 } else { (v as f32).to_bits() };
@@ -320,15 +569,34 @@ fn matrix_group(n: usize, k: usize, names: [&'static str; 2], integer: bool, spa
 }
 
 #[expect(clippy::too_many_arguments, reason = "the parts of one entry")]
-fn entry(id: String, family: &'static str, program: Program, exact: bool, bits: usize, k: usize, sums: Vec<(f64, f64)>, want: Vec<u32>) -> Entry {
+fn entry(
+    id: String,
+    family: &'static str,
+    program: Program,
+    exact: bool,
+    bits: usize,
+    k: usize,
+    sums: Vec<(f64, f64)>,
+    want: Vec<u32>,
+) -> Entry {
     // f32 sums keep at least 22 bits below the largest term; those of 8-bit floats keep 13 on Hopper.
     let kept = if bits == 8 { 13 } else { 22 };
     let fraction = (k + 1) as f64 * 2f64.powi(-kept);
-    let (agreement, want) = if exact { (Agreement::Bits, Some(bytes_of(&want))) } else { (Agreement::Sums { fraction }, None) };
+    let (agreement, want) =
+        if exact { (Agreement::Bits, Some(bytes_of(&want))) } else { (Agreement::Sums { fraction }, None) };
     Entry { id, family, program, agreement, exact: sums, want }
 }
 
-fn tensor(id: &str, ty: TensorType, dims: &[u64], tile: &[u32], span: u32, nan: bool, at: &[i32], reduce: Option<&str>) -> Entry {
+fn tensor(
+    id: &str,
+    ty: TensorType,
+    dims: &[u64],
+    tile: &[u32],
+    span: u32,
+    nan: bool,
+    at: &[i32],
+    reduce: Option<&str>,
+) -> Entry {
     let es = ty.bytes() as usize;
     let mut strides = Vec::new();
     let mut pitch = dims[0] * es as u64;
@@ -364,20 +632,37 @@ pub fn all() -> Vec<Entry> {
     for (family, kind, body, result, formula) in defined() {
         let inputs = inputs(body, kind);
         let want = formula.map(|w| inputs.iter().flat_map(|[a, b, c]| w(*a, *b, *c).to_le_bytes()).collect());
-        let target = if ["e4m3", "e5m2", "bf16x2 %r9, %r1, %r2;", "s16x2"].iter().any(|x| body.contains(x)) || body.contains("mul.rn.bf16") { "sm_90a" } else { "sm_80" };
+        let target = if ["e4m3", "e5m2", "bf16x2 %r9, %r1, %r2;", "s16x2"].iter().any(|x| body.contains(x))
+            || body.contains("mul.rn.bf16")
+        {
+            "sm_90a"
+        } else {
+            "sm_80"
+        };
         let program = elementwise(target, body, result, &inputs);
         out.push(Entry { id: body.into(), family, program, agreement: Agreement::Bits, exact: Vec::new(), want });
     }
     for (body, ulps, absolute) in approximate() {
         let program = elementwise("sm_80", body, "f", &inputs(body, Kind::Positive));
         let agreement = Agreement::Approximate { ulps, absolute };
-        out.push(Entry { id: body.into(), family: "approximations", program, agreement, exact: Vec::new(), want: None });
+        out.push(Entry {
+            id: body.into(),
+            family: "approximations",
+            program,
+            agreement,
+            exact: Vec::new(),
+            want: None,
+        });
     }
     for integer in [true, false] {
-        for (k, name) in [(8, "f16"), (16, "f16"), (8, "bf16"), (16, "bf16"), (4, "tf32"), (8, "tf32"), (32, "e4m3"), (32, "e5m2")] {
+        for (k, name) in
+            [(8, "f16"), (16, "f16"), (8, "bf16"), (16, "bf16"), (4, "tf32"), (8, "tf32"), (32, "e4m3"), (32, "e5m2")]
+        {
             out.push(matrix_sync(k, [name, name], integer));
         }
-        for (k, names) in [(16, ["f16"; 2]), (16, ["bf16"; 2]), (8, ["tf32"; 2]), (32, ["e4m3"; 2]), (32, ["e5m2", "e4m3"])] {
+        for (k, names) in
+            [(16, ["f16"; 2]), (16, ["bf16"; 2]), (8, ["tf32"; 2]), (32, ["e4m3"; 2]), (32, ["e5m2", "e4m3"])]
+        {
             out.push(matrix_group(16, k, names, integer, [128, 128], false, false));
             let n = if names[0] == "bf16" { 256 } else { 24 };
             out.push(matrix_group(n, k, names, integer, [128, 64], true, false));
