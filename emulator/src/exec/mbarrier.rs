@@ -153,7 +153,7 @@ impl Block<'_> {
         }
         b.pending -= count;
         if drop {
-            b.expected -= 1;
+            b.expected -= count;
         }
         if own && release {
             for (s, t) in b.seen.iter_mut().zip(&seen) {

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod formats;
+pub mod instructions;
 pub mod layout;
 pub mod program;
 pub mod suite;
