@@ -142,7 +142,8 @@ fn every_encoding_widens_exactly() {
 fn floats_to_integers_clamp_in_every_mode() {
     let values = singles(2000);
     let inputs = one(values.iter().map(|v| u64::from(v.to_bits())));
-    let modes: [(&str, fn(f64) -> f64); 4] =
+    type Rule = fn(f64) -> f64;
+    let modes: [(&str, Rule); 4] =
         [("rni", f64::round_ties_even), ("rzi", f64::trunc), ("rmi", f64::floor), ("rpi", f64::ceil)];
     for (name, round) in modes {
         for (ty, out, low, high, mask) in [
@@ -413,13 +414,13 @@ fn approximations_stay_within_the_stated_errors() {
         },
         Approx {
             body: "sin.approx.f32 %f9, %f1;",
-            values: |r| r.unit() * 3.14,
+            values: |r| r.unit() * std::f32::consts::PI,
             exact: f64::sin,
             error: |_, _| 2f64.powf(-20.5),
         },
         Approx {
             body: "cos.approx.f32 %f9, %f1;",
-            values: |r| r.unit() * 3.14,
+            values: |r| r.unit() * std::f32::consts::PI,
             exact: f64::cos,
             error: |_, _| 2f64.powf(-20.5),
         },

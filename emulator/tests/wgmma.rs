@@ -45,7 +45,7 @@ fn encode(name: &str, v: i32) -> u32 {
         "f16" => round(Format::f16()),
         "bf16" => (v as f32).to_bits() >> 16,
         // The 13 low bits of tf32 are ignored: fill them.
-        "tf32" => (v as f32).to_bits() | 0x1234 * u32::from(v != 0),
+        "tf32" => (v as f32).to_bits() | (0x1234 * u32::from(v != 0)),
         "e4m3" => round(Format::e4m3()),
         "e5m2" => round(Format::e5m2()),
         _ => v as u32 & 0xFF,

@@ -262,7 +262,13 @@ pub fn defined() -> Vec<(&'static str, Kind, &'static str, &'static str, Option<
             "r",
             Some(|a, _, _| (0..32).filter(|i| a >> i & 1 == 1).nth(2).unwrap_or(0xFFFF_FFFF)),
         ),
-        ("compare", Single, "setp.ltu.f32 %p9, %f1, %f2;", "p", Some(|a, b, _| u64::from(!(f(a) >= f(b))))),
+        (
+            "compare",
+            Single,
+            "setp.ltu.f32 %p9, %f1, %f2;",
+            "p",
+            Some(|a, b, _| u64::from(f(a) < f(b) || f(a).is_nan() || f(b).is_nan())),
+        ),
         (
             "compare",
             Single,
