@@ -153,7 +153,7 @@ fn a_stale_phase_parity_reads_too_early() {
         let comma = at + t[at..end].rfind(',').expect("its parity");
         format!("{}, 1{}", &t[..comma], &t[end..])
     };
-    broken(change, &["wgmma(d, descriptor"], |kind| {
+    broken(change, &["wgmma(d, descriptor", "tma_load"], |kind| {
         matches!(
             kind,
             FaultKind::AsyncNotWaited { .. }
@@ -200,7 +200,7 @@ fn a_barrier_left_out_before_the_store_is_a_race() {
         let end = at + t[at..].find(';').expect("its end");
         format!("{}{}", &t[..at], &t[end + 1..])
     };
-    broken(change, &["tma_store(&p.c", "stmatrix"], |kind| {
+    broken(change, &["tma_store(&p.c", "stmatrix", "pack("], |kind| {
         matches!(
             kind,
             FaultKind::Race { .. } | FaultKind::UninitialisedMemory { .. } | FaultKind::MissingProxyFence { .. }
