@@ -32,3 +32,8 @@ pub use exec::grid::Numerics;
 pub use memory::global::MemoryError;
 pub use parse::ParseError;
 pub use tensor_map::{Swizzle, TensorMap, TensorMapError, TensorType};
+
+/// The newcomer's page, so that its code is compiled and run with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -148,7 +148,8 @@ impl TensorMap {
             dims: dims.to_vec(),
             strides: strides.to_vec(),
             tile: tile.to_vec(),
-            steps: element_strides.to_vec(),
+            // Without interleave the innermost dimension has no stride of its own: the driver ignores it.
+            steps: std::iter::once(1).chain(element_strides[1..].iter().copied()).collect(),
             swizzle,
             nan_fill,
         })

@@ -13,12 +13,26 @@ fn signs(n: usize, seed: u32) -> Vec<f32> {
 }
 
 fn map(address: u64, rows: usize, cols: usize, tile: [u32; 2]) -> TensorMap {
+    swizzled_map(address, rows, cols, tile, Swizzle::B128)
+}
+
+fn swizzled_map(address: u64, rows: usize, cols: usize, tile: [u32; 2], swizzle: Swizzle) -> TensorMap {
     let (dims, strides) = ([cols as u64, rows as u64], [cols as u64 * 2]);
-    TensorMap::tiled(TensorType::Bf16, address, &dims, &strides, &tile, &[1, 1], Swizzle::B128, false)
-        .expect("a legal map")
+    TensorMap::tiled(TensorType::Bf16, address, &dims, &strides, &tile, &[1, 1], swizzle, false).expect("a legal map")
 }
 
 fn product(module: &Module, m: usize, n: usize, k: usize, seed: u64, numerics: Numerics) -> (Vec<f32>, Vec<f32>) {
+    product_of(module, [m, n, k], seed, numerics, Swizzle::B128)
+}
+
+/// A is loaded with this swizzle; the kernel expects 128 bytes.
+fn product_of(
+    module: &Module,
+    [m, n, k]: [usize; 3],
+    seed: u64,
+    numerics: Numerics,
+    swizzle: Swizzle,
+) -> (Vec<f32>, Vec<f32>) {
     let mut d = Device::new(Arch::Sm90a);
     d.set_seed(seed);
     d.set_numerics(numerics);
@@ -26,7 +40,8 @@ fn product(module: &Module, m: usize, n: usize, k: usize, seed: u64, numerics: N
     let (pa, pb) = (put(&mut d, &bytes_bf16(&a)), put(&mut d, &bytes_bf16(&b)));
     let pc = d.alloc((m * n * 2) as u64).unwrap();
     let mut p = Vec::new();
-    for (address, rows, cols, tile) in [(pa, m, k, [64, 128]), (pb, n, k, [64, 128]), (pc, m, n, [64, 64])] {
+    p.extend(swizzled_map(pa, m, k, [64, 128], swizzle).to_bytes());
+    for (address, rows, cols, tile) in [(pb, n, k, [64, 128]), (pc, m, n, [64, 64])] {
         p.extend(map(address, rows, cols, tile).to_bytes());
     }
     p.extend((k as i32).to_le_bytes());
@@ -54,8 +69,28 @@ fn the_hopper_product_is_exact() {
     }
 }
 
-/// The same kernel with one thing wrong, by changing its PTX: the fault must satisfy the condition for every seed.
-fn broken(change: impl Fn(&str) -> String, expected: impl Fn(&FaultKind) -> bool) {
+/// A wrong swizzle reads memory that was written, so it is no fault: the exact check is what rejects it.
+#[test]
+fn a_wrong_swizzle_gives_a_wrong_product() {
+    let module = kernel();
+    for seed in 0..10 {
+        let of = |swizzle| product_of(&module, [256, 256, 64], seed, Numerics::Ascending, swizzle);
+        let (got, want) = of(Swizzle::None);
+        assert!(got != want, "seed {seed}");
+    }
+    let (got, want) = product_of(&module, [256, 256, 64], 0, Numerics::Ascending, Swizzle::B128);
+    assert!(got == want);
+}
+
+const SOURCE: &str = include_str!("kernels/hopper_matmul.cu");
+
+/// What the faults of this kernel can be at.
+const INSTRUCTIONS: [&str; 6] =
+    ["cp.async.bulk.tensor", "mbarrier.", "wgmma.mma_async", "stmatrix", "cvt.rn.bf16x2", "barrier.cluster"];
+
+/// The same kernel with one thing wrong, by changing its PTX: for every seed the fault must satisfy the condition, at a line of
+/// the source that contains one of the texts. The right twin is the kernel itself, which the tests above run.
+fn broken(change: impl Fn(&str) -> String, at: &[&str], expected: impl Fn(&FaultKind) -> bool) {
     let text = ptx("hopper_matmul", "compute_90a");
     let changed = change(&text);
     assert_ne!(text, changed, "the change applies");
@@ -77,6 +112,14 @@ fn broken(change: impl Fn(&str) -> String, expected: impl Fn(&FaultKind) -> bool
         let config = LaunchConfig::new([2, 1, 1], [384, 1, 1]).cluster([2, 1, 1]).shared(SHARED);
         let fault = d.launch(&module, "hopper_matmul", &config, &p).expect_err("a fault");
         assert!(expected(&fault.kind), "seed {seed}: {fault}");
+        let lines: Vec<u32> =
+            (1u32..).zip(SOURCE.lines()).filter(|(_, l)| at.iter().any(|a| l.contains(a))).map(|l| l.0).collect();
+        let named = fault.source.iter().chain(&fault.inlined_at);
+        let found = named.into_iter().any(|s| s.0.ends_with("hopper_matmul.cu") && lines.contains(&s.1));
+        assert!(found, "seed {seed}, lines {lines:?}: {fault}");
+        let line = fault.line.expect("a PTX line") as usize;
+        let instruction = changed.lines().nth(line - 1).expect("that line");
+        assert!(INSTRUCTIONS.iter().any(|i| instruction.contains(i)), "PTX line {line}: {instruction}");
     }
 }
 
@@ -88,13 +131,17 @@ fn lines(text: &str, which: impl Fn(&str) -> bool, change: impl Fn(&str) -> Stri
 #[test]
 fn too_many_expected_bytes_never_arrive() {
     let change = |t: &str| lines(t, |l| l.contains("mov.u32") && l.contains("49152"), |l| l.replace("49152", "49168"));
-    broken(change, |kind| matches!(kind, FaultKind::Deadlock { waiting } if waiting.contains("16 bytes missing")));
+    broken(
+        change,
+        &["mbarrier_wait(smem(full"],
+        |kind| matches!(kind, FaultKind::Deadlock { waiting } if waiting.contains("16 bytes missing")),
+    );
 }
 
 #[test]
 fn too_few_expected_bytes_are_counted() {
     let change = |t: &str| lines(t, |l| l.contains("mov.u32") && l.contains("49152"), |l| l.replace("49152", "49136"));
-    broken(change, |kind| matches!(kind, FaultKind::Misuse(text) if text.contains("bytes more")));
+    broken(change, &["tma_load"], |kind| matches!(kind, FaultKind::Misuse(text) if text.contains("bytes more")));
 }
 
 #[test]
@@ -106,7 +153,7 @@ fn a_stale_phase_parity_reads_too_early() {
         let comma = at + t[at..end].rfind(',').expect("its parity");
         format!("{}, 1{}", &t[..comma], &t[end..])
     };
-    broken(change, |kind| {
+    broken(change, &["wgmma(d, descriptor", "tma_load"], |kind| {
         matches!(
             kind,
             FaultKind::AsyncNotWaited { .. }
@@ -121,25 +168,29 @@ fn a_stale_phase_parity_reads_too_early() {
 fn barriers_used_before_the_cluster_agrees_are_found() {
     let change =
         |t: &str| t.replacen("barrier.cluster.arrive.aligned;", "", 1).replacen("barrier.cluster.wait.aligned;", "", 1);
-    broken(change, |kind| matches!(kind, FaultKind::Misuse(_) | FaultKind::Race { .. }));
+    broken(change, &["smem(full + s)", "smem(empty + s)"], |kind| {
+        matches!(kind, FaultKind::Misuse(_) | FaultKind::Race { .. })
+    });
 }
 
 #[test]
 fn a_missing_matrix_fence_is_found() {
     let change = |t: &str| t.replace("wgmma.fence.sync.aligned;", "");
-    broken(change, |kind| matches!(kind, FaultKind::Misuse(text) if text.contains("fence")));
+    broken(change, &["wgmma(d, descriptor"], |kind| matches!(kind, FaultKind::Misuse(text) if text.contains("fence")));
 }
 
 #[test]
 fn a_missing_proxy_fence_is_found() {
     let change = |t: &str| t.replace("fence.proxy.async.shared::cta;", "");
-    broken(change, |kind| matches!(kind, FaultKind::MissingProxyFence { .. }));
+    broken(change, &["tma_store(&p.c"], |kind| matches!(kind, FaultKind::MissingProxyFence { .. }));
 }
 
 #[test]
 fn accumulators_in_flight_are_out_of_reach() {
     let change = |t: &str| t.replace("wgmma.wait_group.sync.aligned 0;", "");
-    broken(change, |kind| matches!(kind, FaultKind::RegisterInFlight { .. } | FaultKind::AsyncOverwrite { .. }));
+    broken(change, &["tma_load", "pack("], |kind| {
+        matches!(kind, FaultKind::RegisterInFlight { .. } | FaultKind::AsyncOverwrite { .. })
+    });
 }
 
 #[test]
@@ -149,7 +200,7 @@ fn a_barrier_left_out_before_the_store_is_a_race() {
         let end = at + t[at..].find(';').expect("its end");
         format!("{}{}", &t[..at], &t[end + 1..])
     };
-    broken(change, |kind| {
+    broken(change, &["tma_store(&p.c", "stmatrix", "pack("], |kind| {
         matches!(
             kind,
             FaultKind::Race { .. } | FaultKind::UninitialisedMemory { .. } | FaultKind::MissingProxyFence { .. }

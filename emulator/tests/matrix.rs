@@ -141,19 +141,64 @@ fn every_shape_and_format() {
     }
     check((16, 8, 4), Ty::Tf32, Ty::Tf32);
     check((16, 8, 8), Ty::Tf32, Ty::Tf32);
-    for (a, b) in [(Ty::S8, Ty::S8), (Ty::U8, Ty::S8), (Ty::U8, Ty::U8)] {
+    for (a, b) in [(Ty::S8, Ty::S8), (Ty::S8, Ty::U8), (Ty::U8, Ty::S8), (Ty::U8, Ty::U8)] {
         for shape in [(8, 8, 16), (16, 8, 16), (16, 8, 32)] {
             check(shape, a, b);
         }
     }
-    for (a, b) in [(Ty::S4, Ty::S4), (Ty::U4, Ty::S4)] {
+    for (a, b) in [(Ty::S4, Ty::S4), (Ty::S4, Ty::U4), (Ty::U4, Ty::S4), (Ty::U4, Ty::U4)] {
         for shape in [(8, 8, 32), (16, 8, 32), (16, 8, 64)] {
             check(shape, a, b);
         }
     }
-    for (a, b) in [(Ty::E4m3, Ty::E4m3), (Ty::E5m2, Ty::E4m3)] {
+    for (a, b) in [(Ty::E4m3, Ty::E4m3), (Ty::E5m2, Ty::E4m3), (Ty::E4m3, Ty::E5m2), (Ty::E5m2, Ty::E5m2)] {
         check((16, 8, 16), a, b);
         check((16, 8, 32), a, b);
+    }
+}
+
+/// A row of A times a column of B, and C, in f16: D = A·B + C with two elements in a register.
+#[test]
+fn half_precision_accumulators() {
+    for (k, ta, tb) in
+        [(8, Ty::F16, Ty::F16), (16, Ty::F16, Ty::F16), (16, Ty::E4m3, Ty::E5m2), (32, Ty::E5m2, Ty::E5m2)]
+    {
+        let (a, b) = (|r: usize, l: usize| value(ta, r * k + l), |l: usize, c: usize| value(tb, l * 8 + c + 3));
+        let c = |r: usize, q: usize| (r * 8 + q) as i32 - 60;
+        let per = 32 / bits(ta);
+        let word = |t: Ty, e: &dyn Fn(usize) -> i32| (0..per).fold(0u32, |w, i| w | encode(t, e(i)) << (bits(t) * i));
+        let (na, nb) = (16 * k / 32 / per, 8 * k / 32 / per);
+        let (mut fa, mut fb, mut fc, mut want) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for lane in 0..32 {
+            let (g, t) = (lane / 4, lane % 4);
+            fa.extend((0..na).map(|j| word(ta, &|i| a(g + 8 * (j % 2), j / 2 * 4 * per + t * per + i))));
+            fb.extend((0..nb).map(|j| word(tb, &|i| b(j * 4 * per + t * per + i, g))));
+            for row in [g, g + 8] {
+                let sum = |q: usize| c(row, q) + (0..k).map(|l| a(row, l) * b(l, q)).sum::<i32>();
+                let pair = |x: i32, y: i32| encode(Ty::F16, x) | encode(Ty::F16, y) << 16;
+                fc.push(pair(c(row, 2 * t), c(row, 2 * t + 1)));
+                want.push(pair(sum(2 * t), sum(2 * t + 1)));
+            }
+        }
+        let text = format!("mma.sync.aligned.m16n8k{k}.row.col.f16.{}.{}.f16", name(ta), name(tb));
+        assert_eq!(run(&text, [2, na, nb, 2], false, [&fa, &fb, &fc]), want, "{text}");
+    }
+}
+
+/// Sums beyond 32 bits stay at the ends with `.satfinite`, and wrap without it.
+#[test]
+fn integer_sums_saturate_or_wrap() {
+    let a = vec![0x7F7F_7F7Fu32; 32 * 4];
+    for (b, c) in [(0x7F7F_7F7Fu32, i32::MAX - 5), (0x8080_8080, i32::MIN + 5)] {
+        let product = 32 * 127 * if c > 0 { 127i64 } else { -128 };
+        let exact = i64::from(c) + product;
+        for (suffix, want) in
+            [("", exact as i32), (".satfinite", exact.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32)]
+        {
+            let text = format!("mma.sync.aligned.m16n8k32.row.col{suffix}.s32.s8.s8.s32");
+            let got = run(&text, [4, 4, 2, 4], false, [&a, &[b; 64], &[c as u32; 128]]);
+            assert!(got.iter().all(|x| *x == want as u32), "{text}: {:#x}, want {want:#x}", got[0]);
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::rc::{Rc, Weak};
 
 use super::barrier::Barrier;
 use super::hopper::ClusterBarrier;
+use super::mbarrier::Mbarrier;
 use super::registers::Registers;
 use super::source::Source;
 use super::warp::{Group, Wait, Warp};
@@ -263,15 +264,15 @@ impl<'a> Block<'a> {
         Ok(Status::Running)
     }
 
-    /// A block may not end while copies are on their way to it.
+    /// A block may not end before its copies were waited for.
     fn check_leftovers(&self) -> Result<(), Box<Fault>> {
-        let mut left: Vec<_> =
-            self.shared.mbarriers.iter().filter(|(_, b)| b.tx != 0 || !b.inflight.is_empty()).collect();
+        let open = |b: &Mbarrier| b.tx != 0 || !b.inflight.is_empty() || !b.ready.is_empty();
+        let mut left: Vec<_> = self.shared.mbarriers.iter().filter(|(_, b)| open(b)).collect();
         left.sort_by_key(|(offset, _)| **offset);
         let Some((offset, b)) = left.first() else { return Ok(()) };
+        let copies = b.inflight.len() + b.ready.len();
         let text = format!(
-            "the block ends while the mbarrier at {offset:#x} has {} copies in flight and {} bytes missing",
-            b.inflight.len(),
+            "the block ends while the mbarrier at {offset:#x} has {copies} copies that nobody waited for and {} bytes missing",
             b.tx
         );
         Err(self.fault(b.place, Stop { kind: FaultKind::Misuse(text), lane: None }))
@@ -311,7 +312,8 @@ impl<'a> Block<'a> {
             }
         }
         let mut parts = Vec::new();
-        let mut first = None;
+        // The place of the fault: bytes that never come are nearer the cause than a barrier, and that than the cluster's.
+        let mut nearest: Option<(u32, usize, u32, u32)> = None;
         for (w, warp) in self.warps.iter().enumerate() {
             for g in &warp.groups {
                 let what = match g.wait {
@@ -330,12 +332,17 @@ impl<'a> Block<'a> {
                     },
                     Wait::Ready | Wait::Converge => continue,
                 };
+                let rank = match g.wait {
+                    Wait::Phase { offset, .. } if self.shared.mbarriers.get(&offset).is_some_and(|b| b.tx != 0) => 0,
+                    Wait::Cluster { .. } => 2,
+                    _ => 1,
+                };
                 let line = self.env.program.places[g.pc as usize].line;
-                first = first.or(Some((w, g.pc, g.mask.trailing_zeros())));
+                nearest = nearest.filter(|n| n.0 <= rank).or(Some((rank, w, g.pc, g.mask.trailing_zeros())));
                 parts.push(format!("warp {w} waits {what} (PTX line {line})"));
             }
         }
-        let (w, pc, lane) = first.unwrap_or((0, 0, 0));
+        let (_, w, pc, lane) = nearest.unwrap_or((0, 0, 0, 0));
         self.fault_at(Some(w), pc, Stop { kind: FaultKind::Deadlock { waiting: parts.join("; ") }, lane: Some(lane) })
     }
 

@@ -381,12 +381,12 @@ impl Block<'_> {
                 address = address.wrapping_add(c.wrapping_mul(map.strides[d - 1] as i64));
             }
             let fits = |i: u32| {
-                let c = coords[0] + i64::from(i * map.steps[0]);
+                let c = coords[0] + i64::from(i);
                 c >= 0 && c < map.dims[0] as i64
             };
             let first = (0..counts[0]).find(|&i| inside && fits(i)).unwrap_or(counts[0]);
             let end = (first..counts[0]).find(|&i| !fits(i)).unwrap_or(counts[0]);
-            let c = coords[0] + i64::from(first.min(counts[0] - 1) * map.steps[0]);
+            let c = coords[0] + i64::from(first.min(counts[0] - 1));
             let start = address.wrapping_add(c.wrapping_mul(i64::from(es)));
             out.push((r * counts[0] * es, start as u64, first, end));
         }
@@ -429,15 +429,11 @@ impl Block<'_> {
             if first == end {
                 continue;
             }
-            let step = map.steps[0];
-            let bytes = ((end - first - 1) * step + 1) * es;
+            let bytes = (end - first) * es;
             let row = self.global_bytes(warp, start, bytes, lane, pc)?;
             ranges.push((start, start + u64::from(bytes)));
-            for i in first..end {
-                let from = ((i - first) * step * es) as usize;
-                let to = (at + i * es) as usize;
-                tile[to..to + es as usize].copy_from_slice(&row[from..from + es as usize]);
-            }
+            let to = (at + first * es) as usize;
+            tile[to..to + row.len()].copy_from_slice(&row);
             self.counters.load_sectors += u64::from(bytes).div_ceil(32);
             self.counters.ideal_sectors += u64::from(bytes).div_ceil(32);
         }
@@ -479,6 +475,11 @@ impl Block<'_> {
         }
         let es = map.ty.bytes();
         let total = map.bytes();
+        if let Some(op) = reduce
+            && !reduces(op, map.ty)
+        {
+            return misuse(format!("the reduction {op:?} does not exist for elements of type {:?}", map.ty), lane);
+        }
         let reduce = reduce.map(|op| (op, scalar(map.ty)));
         for (at, start, first, end) in Self::rows(&map, coords) {
             if first == end {
@@ -489,14 +490,7 @@ impl Block<'_> {
                 let place = map.swizzle.apply(offset + at + i * es);
                 row.extend(self.async_read(warp, place, es, lane, pc)?);
             }
-            if map.steps[0] == 1 {
-                self.write_global_row(warp, start, &row, reduce, lane, pc)?;
-            } else {
-                for (i, e) in row.chunks(es as usize).enumerate() {
-                    let to = start + u64::from(map.steps[0] * es) * i as u64;
-                    self.write_global_row(warp, to, e, reduce, lane, pc)?;
-                }
-            }
+            self.write_global_row(warp, start, &row, reduce, lane, pc)?;
         }
         let chunks = self.hold(offset, total);
         warp.bulk.push(Reading { lane, group: warp.bulk_committed[lane], chunks });
@@ -533,6 +527,17 @@ fn fill_nan(tile: &mut [u8], ty: TensorType) {
     };
     for (i, b) in tile.iter_mut().enumerate() {
         *b = pattern[i % pattern.len()];
+    }
+}
+
+/// The ISA's table of tensor reductions.
+fn reduces(op: AtomOp, ty: TensorType) -> bool {
+    use TensorType as T;
+    match op {
+        AtomOp::Add => matches!(ty, T::U32 | T::S32 | T::U64 | T::F32 | T::F16 | T::Bf16),
+        AtomOp::Min | AtomOp::Max => matches!(ty, T::U32 | T::S32 | T::U64 | T::S64 | T::F16 | T::Bf16),
+        AtomOp::Inc | AtomOp::Dec => ty == T::U32,
+        _ => matches!(ty, T::U32 | T::S32 | T::U64 | T::S64),
     }
 }
 

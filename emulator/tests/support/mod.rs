@@ -1,6 +1,12 @@
 //! Shared by the tests: kernels compiled when nvcc is at hand (else the checked-in PTX), and small numeric helpers.
 #![allow(dead_code)]
 
+pub mod formats;
+pub mod instructions;
+pub mod layout;
+pub mod program;
+pub mod suite;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,33 +17,45 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// nvcc from `NVCC`, `CUDA_HOME`, the repository's own `.cuda`, or the search path.
-pub fn nvcc() -> Option<PathBuf> {
+/// A tool of the CUDA compiler from `CUDA_HOME`, the repository's own `.cuda`, or the search path.
+pub fn tool(name: &str) -> Option<PathBuf> {
     let mut places = Vec::new();
-    if let Ok(p) = std::env::var("NVCC") {
-        places.push(PathBuf::from(p));
-    }
     if let Ok(p) = std::env::var("CUDA_HOME") {
-        places.push(Path::new(&p).join("bin/nvcc"));
+        places.push(Path::new(&p).join("bin"));
     }
-    places.push(root().join("../.cuda/bin/nvcc"));
+    places.push(root().join("../.cuda/bin"));
     if let Some(paths) = std::env::var_os("PATH") {
-        places.extend(std::env::split_paths(&paths).map(|p| p.join("nvcc")));
+        places.extend(std::env::split_paths(&paths));
     }
-    places.into_iter().find(|p| p.is_file())
+    places.into_iter().map(|p| p.join(name)).find(|p| p.is_file())
+}
+
+/// nvcc from `NVCC`, or from where the other tools are.
+pub fn nvcc() -> Option<PathBuf> {
+    std::env::var("NVCC").ok().map(PathBuf::from).filter(|p| p.is_file()).or_else(|| tool("nvcc"))
 }
 
 /// The PTX of `tests/kernels/<name>.cu` for an architecture such as `compute_80`.
 pub fn ptx(name: &str, arch: &str) -> String {
+    compiled(name, arch, name, &[])
+}
+
+/// The PTX of a gallery with every mistake mended.
+pub fn mended(name: &str, arch: &str) -> String {
+    compiled(name, arch, &format!("{name}_mended"), &["-DMENDED"])
+}
+
+fn compiled(name: &str, arch: &str, kept: &str, options: &[&str]) -> String {
     let source = root().join("tests/kernels").join(format!("{name}.cu"));
     if let Some(nvcc) = nvcc() {
         static CALLS: AtomicU32 = AtomicU32::new(0);
         let unique = format!("{}-{}", std::process::id(), CALLS.fetch_add(1, Ordering::Relaxed));
-        let out = std::env::temp_dir().join(format!("ptx-emulator-{unique}-{name}.ptx"));
+        let out = std::env::temp_dir().join(format!("ptx-emulator-{unique}-{kept}.ptx"));
         let done = Command::new(&nvcc)
             .args(["-ptx", "-lineinfo", &format!("-arch={arch}"), "-o"])
             .arg(&out)
             .arg(&source)
+            .args(options)
             .env("CUDA_HOME", nvcc.parent().and_then(Path::parent).unwrap_or(Path::new("/")))
             .output()
             .expect("nvcc can be started");
@@ -46,7 +64,7 @@ pub fn ptx(name: &str, arch: &str) -> String {
         let _ = std::fs::remove_file(&out);
         return text;
     }
-    let kept = root().join("tests/ptx").join(format!("{name}.ptx"));
+    let kept = root().join("tests/ptx").join(format!("{kept}.ptx"));
     std::fs::read_to_string(&kept).unwrap_or_else(|e| panic!("no nvcc, and {}: {e}", kept.display()))
 }
 
