@@ -119,9 +119,6 @@ impl Recorded for Node {
     }
 
     fn backward(&self, dy: &Tensor, sinks: &mut Sinks<'_>) -> Result<()> {
-        if self.desc.m == 0 {
-            return Ok(());
-        }
         if let (Some(x), Some(target)) = (&self.x, sinks.open(WEIGHT)?) {
             self.weight_gradient(dy, &x.get()?, &target)?;
         }
