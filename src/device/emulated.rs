@@ -1,9 +1,11 @@
 //! The launcher that runs the kernels' PTX on the CPU, strictly: every fault names kernel, block, lane and source line.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use ptx_emulator::{Arch, Device as Emulator, LaunchConfig, Module};
 
+use crate::device::counters::{Counters, KernelCounters};
 use crate::device::launch::{LaunchSpec, Launcher};
 use crate::error::{Error, Result};
 use crate::kernels::{FAMILIES, KernelId, available};
@@ -15,6 +17,8 @@ pub struct Emulated {
     emulator: Mutex<Emulator>,
     /// Parsed when a kernel of the family is launched for the first time.
     modules: [OnceLock<Module>; FAMILIES.len()],
+    /// By position in the table.
+    counters: Mutex<BTreeMap<usize, (KernelId, Counters)>>,
 }
 
 impl Emulated {
@@ -27,7 +31,13 @@ impl Emulated {
             other => return Err(Error::value("device", "name", "emulated, emulated:sm_80 or emulated:sm_90a", other)),
         };
         let modules = std::array::from_fn(|_| OnceLock::new());
-        Ok(Emulated { arch, capability, emulator: Mutex::new(Emulator::new(kind)), modules })
+        let (emulator, counters) = (Mutex::new(Emulator::new(kind)), Mutex::default());
+        Ok(Emulated { arch, capability, emulator, modules, counters })
+    }
+
+    fn count(&self, kernel: KernelId, counters: &ptx_emulator::Counters) {
+        let mut all = self.counters.lock().unwrap_or_else(|e| e.into_inner());
+        all.entry(kernel.index()).or_insert_with(|| (kernel, Counters::default())).1.add(&of_one_launch(counters));
     }
 
     fn emulator(&self) -> MutexGuard<'_, Emulator> {
@@ -42,6 +52,23 @@ impl Emulated {
         }
         let module = Module::parse(image.ptx).map_err(|e| fault(kernel.symbol(), e))?;
         Ok(slot.get_or_init(|| module))
+    }
+}
+
+fn of_one_launch(counted: &ptx_emulator::Counters) -> Counters {
+    Counters {
+        launches: 1,
+        instructions: counted.total(),
+        classes: counted.kinds().collect(),
+        load_sectors: counted.load_sectors,
+        store_sectors: counted.store_sectors,
+        ideal_sectors: counted.ideal_sectors,
+        shared_wavefronts: counted.shared_wavefronts,
+        bank_conflicts: counted.bank_conflicts,
+        local_accesses: counted.local_accesses,
+        tensor_macs: counted.tensor_macs,
+        barriers: counted.barriers,
+        divergent_branches: counted.divergent_branches,
     }
 }
 
@@ -95,7 +122,14 @@ impl Launcher for Emulated {
         let config = LaunchConfig::new(spec.grid, spec.block).shared(spec.shared_bytes).cluster(spec.cluster);
         let module = self.module(spec.kernel)?;
         let launched = self.emulator().launch(module, symbol, &config, spec.params.bytes());
-        launched.map(|_| ()).map_err(|e| fault(symbol, e))
+        let report = launched.map_err(|e| fault(symbol, e))?;
+        self.count(spec.kernel, &report.counters);
+        Ok(())
+    }
+
+    fn take_counters(&self) -> Option<KernelCounters> {
+        let mut all = self.counters.lock().unwrap_or_else(|e| e.into_inner());
+        Some(std::mem::take(&mut *all).into_values().collect())
     }
 
     fn synchronize(&self) -> Result<()> {

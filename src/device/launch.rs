@@ -2,6 +2,7 @@
 
 use smallvec::SmallVec;
 
+use crate::device::counters::KernelCounters;
 use crate::error::{Error, Result};
 use crate::kernels::KernelId;
 
@@ -105,6 +106,9 @@ impl std::fmt::Debug for Params {
 
 /// A GPU, or what stands for one. Addresses are the device's own, as plain numbers.
 ///
+/// Every address that a launcher is given came from its own `allocate` and is not yet released, and a kernel's parameters hold no
+/// others: only this crate calls a launcher, through tensors, so a launcher made elsewhere may rely on that as the driver's does.
+///
 /// Work is carried out in the order of the calls. `read` waits for what was asked before it; nothing else has to.
 pub trait Launcher: Send + Sync {
     /// As the user writes it: `cuda:0`, `trace`, `emulated:sm_80`.
@@ -123,6 +127,10 @@ pub trait Launcher: Send + Sync {
     /// What the hardware says of itself; `None` where there is none.
     fn gpu_info(&self) -> Result<Option<GpuInfo>> {
         Ok(None)
+    }
+    /// What the kernels did since the last call, where the launcher counts (`emulated`).
+    fn take_counters(&self) -> Option<KernelCounters> {
+        None
     }
     /// The specs launched so far, where the launcher keeps them (`trace`).
     fn recorded(&self) -> Vec<LaunchSpec> {

@@ -4,6 +4,7 @@
 //! on everywhere: buffers are freed in stream order, and no op waits for another.
 
 mod buffer;
+pub mod counters;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "emulator")]
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicIsize, Ordering};
 
 pub use buffer::{Buffer, HostRead, HostWrite};
+pub use counters::{Counters, KernelCounters};
 pub(crate) use gemm::{Mat, MatMut, Product, gemm};
 pub use launch::{GpuInfo, LaunchSpec, Launcher, Params, Plan};
 
@@ -132,8 +134,8 @@ impl Device {
         matches!(self.0.backend, Backend::Cpu(_))
     }
 
-    /// The launcher, or `None` on the CPU.
-    pub fn launcher(&self) -> Option<&dyn Launcher> {
+    /// The launcher, or `None` on the CPU. It believes the addresses that it is given, so nobody outside the crate gets hold of it.
+    pub(crate) fn launcher(&self) -> Option<&dyn Launcher> {
         match &self.0.backend {
             Backend::Cpu(_) => None,
             Backend::Gpu(launcher) => Some(launcher.as_ref()),
@@ -141,7 +143,7 @@ impl Device {
     }
 
     /// Carries out a plan. The CPU has no launches: a plan for it is a defect of the op that made it.
-    pub fn run(&self, plan: &Plan) -> Result<()> {
+    pub(crate) fn run(&self, plan: &Plan) -> Result<()> {
         let launcher = self.launcher().ok_or_else(|| Error::Unsupported {
             op: "run",
             what: "the CPU runs no launch plans".into(),
@@ -168,6 +170,16 @@ impl Device {
     /// What the GPU says of itself; `None` for the CPU and for what only stands for a GPU.
     pub fn gpu_info(&self) -> Result<Option<GpuInfo>> {
         self.launcher().map_or(Ok(None), |l| l.gpu_info())
+    }
+
+    /// The launches so far, where the device keeps them (`trace`).
+    pub fn recorded(&self) -> Vec<LaunchSpec> {
+        self.launcher().map(|l| l.recorded()).unwrap_or_default()
+    }
+
+    /// What its kernels did since the last call, kernel by kernel; `None` for a device that counts nothing. See [`counters`].
+    pub fn take_counters(&self) -> Option<KernelCounters> {
+        self.launcher().and_then(|l| l.take_counters())
     }
 
     /// Waits until everything asked of this device is done.

@@ -148,13 +148,23 @@ impl Tensor {
 
     /// A copy in a buffer of its own, made on the device.
     pub fn duplicate(&self) -> Result<Self> {
-        self.require_contiguous("duplicate", "tensor")?;
         let out = Tensor::empty(self.device(), self.dims(), self.dtype)?;
-        match (self.device().launcher(), self.address()?, out.address()?) {
-            (Some(launcher), source, target) => launcher.copy(target, source, self.byte_len())?,
-            (None, ..) => out.set_bytes(&self.to_bytes()?)?,
-        }
+        out.copy_from(self)?;
         Ok(out)
+    }
+
+    /// Overwrites this tensor with one of the same dtype, dimensions and device, both contiguous.
+    pub fn copy_from(&self, source: &Tensor) -> Result<()> {
+        const OP: &str = "copy_from";
+        source.require_dtype(OP, "source", self.dtype)?;
+        source.require_dims(OP, "source", self.dims())?;
+        source.require_device(OP, "source", self.device())?;
+        source.require_contiguous(OP, "source")?;
+        self.require_contiguous(OP, "target")?;
+        match self.device().launcher() {
+            Some(launcher) => launcher.copy(self.address()?, source.address()?, self.byte_len()),
+            None => self.set_bytes(&source.to_bytes()?),
+        }
     }
 
     /// The same values rounded to `dtype` (to nearest, ties to even), through the host.

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use graftwork::kernels::{self, FAMILIES, KernelId};
-use graftwork::{Device, Result};
+use graftwork::{Device, Error, Result};
 use serde::Serialize;
 
 use super::output::{self, say};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Look at this device alone: cpu, cuda, cuda:N [default: the CPU and every GPU]
+    /// Look at this device alone: cpu, cuda, cuda:N, emulated[:sm_80|:sm_90a] [default: the CPU and every GPU]
     #[arg(long)]
     device: Option<String>,
     /// Write the findings as JSON
@@ -51,7 +51,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         vector_units: vector_units(),
         kernels: kernel_findings(),
         devices: match &args.device {
-            Some(name) => vec![device_findings(name)],
+            // No such name is the caller's mistake; no such device is a finding.
+            Some(name) => match Device::parse(name) {
+                Err(error @ Error::Value { .. }) => return Err(error),
+                found => vec![device_findings(name, found)],
+            },
             None => all_devices(),
         },
     };
@@ -93,9 +97,9 @@ fn kernel_findings() -> KernelFindings {
 
 /// The CPU, and GPUs until one number is not there. The first failure is told, since it says why there is none.
 fn all_devices() -> Vec<DeviceFindings> {
-    let mut all = vec![device_findings("cpu")];
+    let mut all = vec![device_findings("cpu", Ok(Device::cpu()))];
     for ordinal in 0.. {
-        let gpu = device_findings(&format!("cuda:{ordinal}"));
+        let gpu = device_findings(&format!("cuda:{ordinal}"), Device::cuda(ordinal));
         let usable = gpu.usable;
         if usable || ordinal == 0 {
             all.push(gpu);
@@ -107,8 +111,8 @@ fn all_devices() -> Vec<DeviceFindings> {
     all
 }
 
-fn device_findings(name: &str) -> DeviceFindings {
-    match Device::parse(name) {
+fn device_findings(name: &str, found: Result<Device>) -> DeviceFindings {
+    match found {
         Ok(device) => DeviceFindings { name: name.into(), usable: true, detail: describe(&device) },
         Err(error) => DeviceFindings { name: name.into(), usable: false, detail: error.to_string() },
     }
@@ -125,7 +129,9 @@ fn describe(device: &Device) -> String {
                 gpu.name, gpu.capability, gpu.multiprocessors
             )
         }
-        Ok(None) => "the reference".into(),
+        Ok(None) if device.is_cpu() => "the reference".into(),
+        Ok(None) if device.take_counters().is_some() => "the kernels' PTX, executed on the CPU".into(),
+        Ok(None) => "plans launches and runs none".into(),
         Err(error) => error.to_string(),
     }
 }

@@ -1,6 +1,7 @@
 //! `graftwork`: doctor, finetune, verify, bench.
 
 mod bench;
+mod counted;
 mod device;
 mod doctor;
 mod finetune;
@@ -31,7 +32,7 @@ enum Command {
     Finetune(Box<finetune::Args>),
     /// Hold every op on a device against the CPU reference; exits with 1 on a failure
     Verify(verify::Args),
-    /// Time every op beside its floor and its baseline
+    /// Time every op beside its floor and its baseline; emulated: count its instructions and traffic
     Bench(bench::Args),
 }
 

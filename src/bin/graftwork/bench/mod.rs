@@ -1,5 +1,6 @@
-//! `graftwork bench`: every op's time beside its floor and its baseline.
+//! `graftwork bench`: every op's time beside its floor and its baseline; on an emulated device, its traffic beside its least.
 
+mod counting;
 mod plot;
 mod table;
 mod timing;
@@ -13,8 +14,8 @@ use serde::Serialize;
 
 use crate::output::{self, say};
 use crate::verify::{DTYPES, known_ops, open_executing};
-use table::{Baseline, Cost, Entry, Size, Subject};
-use timing::{Bare, Call, Effort, Job, Peak, Step, Timing, time};
+use table::{Baseline, Cost, Entry, Pass, Size};
+use timing::{Bare, Effort, Job, Peak, Timing, sets, time};
 
 const QUICK: Effort = Effort { batch: 3e-4, repeats: 3 };
 const FULL: Effort = Effort { batch: 2e-2, repeats: 9 };
@@ -26,10 +27,12 @@ between two waits for the device. On a GPU the calls of a batch go round sets of
 time holds the launches too: what is shorter than a launch (a few µs) shows the launch.
 The floor is max(FLOP / peak, bytes / bandwidth). On the CPU both are measured first, by the bare product and a copy past the
 caches, so what stays in the caches can lie below its floor; on an H200 they are 989 TF/s (67 in f32) and 4.8 TB/s.
+An emulated device is not timed: it counts launches, instructions, global bytes (beside the least that the op must move), operations of
+matrix instructions (beside the formula's), bank conflicts, uncoalesced sectors and local memory, which must stay untouched.
 docs/verify-and-bench.md tells more."
 )]
 pub struct Args {
-    /// cpu, cuda, cuda:N [default: a GPU if there is one, else the CPU]
+    /// cpu, cuda, cuda:N, emulated[:sm_80|:sm_90a] [default: a GPU if there is one, else the CPU]
     #[arg(long)]
     device: Option<String>,
     /// Only these ops
@@ -44,6 +47,9 @@ pub struct Args {
     /// Small shapes in f32, few repeats: for a look, not for the record
     #[arg(long)]
     quick: bool,
+    /// The largest shapes [default: gpu on a GPU, model on the CPU, small emulated and with --quick]
+    #[arg(long)]
+    size: Option<Size>,
 }
 
 #[derive(Serialize)]
@@ -84,8 +90,27 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut known: Vec<&str> = table::all(DType::F32).iter().map(Entry::op).collect();
     known.dedup();
     known_ops(&args.op, &known, "bench")?;
-    let peak = Peak::of(&device, DType::F32, args.quick)?;
-    announce(&device, peak);
+    // Whoever counts has no times worth showing.
+    let counts = device.take_counters().is_some();
+    let work = chosen(args, &device, counts);
+    if counts { counting::run(args, &device, &work) } else { timed(args, &device, &work) }
+}
+
+fn chosen(args: &Args, device: &Device, counts: bool) -> Vec<(DType, Entry)> {
+    let size = args.size.unwrap_or(match (args.quick || counts, device.is_cpu()) {
+        (true, _) => Size::Small,
+        (false, true) => Size::Model,
+        (false, false) => Size::Gpu,
+    });
+    let named = |entry: &Entry| args.op.is_empty() || args.op.iter().any(|name| name == entry.op());
+    let entries = |&dtype| table::all(dtype).into_iter().map(move |entry| (dtype, entry));
+    let all = dtypes(device, args.quick).iter().flat_map(entries);
+    all.filter(|(_, entry)| entry.size <= size && named(entry)).collect()
+}
+
+fn timed(args: &Args, device: &Device, work: &[(DType, Entry)]) -> Result<ExitCode> {
+    let peak = Peak::of(device, DType::F32, args.quick)?;
+    announce(device, peak);
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
         device: device.name(),
@@ -94,18 +119,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         bandwidth: peak.map(|p| p.bandwidth),
         rows: Vec::new(),
     };
-    let work: Vec<(DType, Entry)> = dtypes(&device, args.quick)
-        .iter()
-        .flat_map(|&dtype| table::all(dtype).into_iter().map(move |entry| (dtype, entry)))
-        .filter(|(_, entry)| wanted(args, &device, entry))
-        .collect();
     let bar = progress(work.len());
-    for (dtype, entry) in &work {
+    for (dtype, entry) in work {
         bar.set_message(entry.op());
         // A GPU's peak depends on the dtype; the CPU computes everything in f32.
-        let peak = if device.is_cpu() { peak } else { Peak::of(&device, *dtype, args.quick)? };
-        let bench = Bench { device: &device, dtype: *dtype, peak, effort: if args.quick { QUICK } else { FULL } };
-        bench.entry(entry, &mut report.rows);
+        let peak = if device.is_cpu() { peak } else { Peak::of(device, *dtype, args.quick)? };
+        let bench = Bench { device, dtype: *dtype, peak, effort: if args.quick { QUICK } else { FULL } };
+        report.rows.extend(entry.passes().iter().map(|pass| bench.row(pass)));
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -133,17 +153,6 @@ fn dtypes(device: &Device, quick: bool) -> &'static [DType] {
     }
 }
 
-fn wanted(args: &Args, device: &Device, entry: &Entry) -> bool {
-    let largest = match (args.quick, device.is_cpu()) {
-        (true, _) => Size::Digits,
-        (false, true) => Size::Model,
-        (false, false) => Size::Gpu,
-    };
-    // Asked for by name, an op without a small shape shows its others.
-    let named = args.op.iter().any(|name| name == entry.op());
-    (named || args.op.is_empty()) && (entry.size <= largest || (named && entry.size == Size::Model))
-}
-
 fn announce(device: &Device, peak: Option<Peak>) {
     match peak {
         Some(Peak { flops, bandwidth }) => {
@@ -169,38 +178,25 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    fn entry(&self, entry: &Entry, rows: &mut Vec<Row>) {
-        match &entry.subject {
-            Subject::Call { case, forward, backward } => {
-                for (pass, cost) in [("forward", forward), ("backward", backward)] {
-                    let job = Call::new(case, self.device, self.dtype, cost.bytes, pass == "backward");
-                    rows.push(self.row(case.op, pass, case.shape.clone(), cost, job));
-                }
-            }
-            Subject::Step { n, cost } => {
-                let job = Step::new(self.device, self.dtype, *n);
-                rows.push(self.row("adamw", "step", n.to_string(), cost, job));
-            }
-        }
-    }
-
-    fn row(&self, op: &'static str, pass: &'static str, shape: String, cost: &Cost, job: Result<impl Job>) -> Row {
+    fn row(&self, pass: &Pass) -> Row {
+        let cost = pass.cost;
         let baseline = match (cost.baseline, self.device.is_cpu()) {
             (Baseline::Product { .. }, true) => "bare gemm",
             (Baseline::Product { .. }, false) => "none",
             (Baseline::Copy, _) => "copy",
         };
-        let outcome = job.and_then(|job| self.measure(&job, cost));
+        let job = pass.job(self.device, self.dtype, sets(self.device, cost.bytes));
+        let outcome = job.and_then(|job| self.measure(job.as_ref(), cost));
         let (timing, error) = match outcome {
             Ok(timing) => (Some(timing), None),
             Err(error) => (None, Some(error.to_string())),
         };
         let of = |get: fn(&Timing) -> f64| timing.as_ref().map(get);
         Row {
-            op,
-            pass,
+            op: pass.op,
+            pass: pass.name,
             dtype: self.dtype.name(),
-            shape,
+            shape: pass.shape.clone(),
             device: self.device.name(),
             seconds: of(|t| t.seconds),
             floor_seconds: self.peak.map(|p| p.floor(cost.flops, cost.bytes)),
@@ -213,7 +209,7 @@ impl Bench<'_> {
         }
     }
 
-    fn measure(&self, job: &impl Job, cost: &Cost) -> Result<Timing> {
+    fn measure(&self, job: &dyn Job, cost: &Cost) -> Result<Timing> {
         let bare = Bare::new(self.device, cost.baseline, cost.bytes)?;
         time(self.device, job, bare.as_ref().map(|b| b as &dyn Job), self.effort)
     }

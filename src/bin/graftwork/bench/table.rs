@@ -1,12 +1,13 @@
 //! What is timed: the calls that `verify` judges, at sizes of real use, with the work that no implementation can avoid.
 
-use graftwork::DType;
 use graftwork::ops::norm::Kind;
 use graftwork::ops::{Activation, CrossEntropyOptions, Pooling};
 use graftwork::ops::{
     activation, attention, cross_entropy, embedding, frozen_linear, linear, norm, patch_embedding, pool, scale_add,
 };
+use graftwork::{DType, Device, Result};
 
+use super::timing::{Call, Job, Step};
 use crate::verify::case::{Case, Judge};
 use crate::verify::cases;
 use cases::attention::Form;
@@ -38,14 +39,14 @@ impl Cost {
     }
 }
 
-/// Who runs an entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// How large an entry's shape is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Size {
-    /// The shipped trunk at batch 32: quick runs as well.
-    Digits,
-    /// ViT-B and language models.
+    /// As the shipped trunk at batch 32
+    Small,
+    /// ViT-B and language models
     Model,
-    /// What a CPU would take seconds for.
+    /// What a CPU takes seconds for
     Gpu,
 }
 
@@ -76,47 +77,87 @@ impl Entry {
     }
 }
 
+/// One pass of an entry.
+pub struct Pass<'a> {
+    pub op: &'static str,
+    pub name: &'static str,
+    pub shape: String,
+    pub cost: &'a Cost,
+    subject: &'a Subject,
+}
+
+impl Entry {
+    pub fn passes(&self) -> Vec<Pass<'_>> {
+        let subject = &self.subject;
+        let pass = |name, shape: &str, cost| Pass { op: self.op(), name, shape: shape.into(), cost, subject };
+        match subject {
+            Subject::Call { case, forward, backward } => {
+                vec![pass("forward", &case.shape, forward), pass("backward", &case.shape, backward)]
+            }
+            Subject::Step { n, cost } => vec![pass("step", &n.to_string(), cost)],
+        }
+    }
+}
+
+impl<'a> Pass<'a> {
+    /// Made ready on a device, with so many sets of operands to go round.
+    pub fn job(&self, device: &Device, dtype: DType, sets: usize) -> Result<Box<dyn Job + 'a>> {
+        Ok(match self.subject {
+            Subject::Call { case, .. } => Box::new(Call::new(case, device, dtype, sets, self.name == "backward")?),
+            Subject::Step { n, .. } => Box::new(Step::new(device, dtype, *n)?),
+        })
+    }
+}
+
 /// Every entry, for values of `dtype`.
 pub fn all(dtype: DType) -> Vec<Entry> {
-    use Size::{Digits, Gpu, Model};
+    use Size::{Gpu, Model, Small};
     let t = Table { dtype, size: dtype.size() as u64 };
     let entry = |size, subject| Entry { size, subject };
     vec![
-        entry(Digits, t.frozen([544, 64, 64, 8])),
-        entry(Digits, t.frozen([544, 128, 64, 8])),
+        entry(Small, t.frozen([544, 64, 64, 8])),
+        entry(Small, t.frozen([544, 128, 64, 8])),
+        entry(Small, t.frozen([256, 512, 256, 16])),
         entry(Model, t.frozen([512, 768, 768, 8])),
         entry(Model, t.frozen([512, 3072, 768, 16])),
         entry(Gpu, t.frozen([4096, 4096, 4096, 16])),
-        entry(Digits, t.linear([32, 5, 64])),
+        entry(Small, t.linear([32, 5, 64])),
         entry(Model, t.linear([512, 768, 768])),
-        entry(Digits, t.norm(Kind::Layer, 544, 64)),
+        entry(Small, t.norm(Kind::Layer, 544, 64)),
         entry(Model, t.norm(Kind::Layer, 1576, 768)),
         entry(Gpu, t.norm(Kind::Layer, 8192, 4096)),
+        entry(Small, t.norm(Kind::Rms, 544, 64)),
         entry(Model, t.norm(Kind::Rms, 512, 4096)),
-        entry(Digits, t.activation(Activation::Gelu, 544, 128)),
+        entry(Small, t.activation(Activation::Gelu, 544, 128)),
         entry(Model, t.activation(Activation::Gelu, 1576, 3072)),
+        entry(Small, t.activation(Activation::Relu, 544, 128)),
         entry(Model, t.activation(Activation::Relu, 1576, 3072)),
+        entry(Small, t.activation(Activation::GeluTanh, 544, 128)),
         entry(Model, t.activation(Activation::GeluTanh, 1576, 3072)),
+        entry(Small, t.activation(Activation::QuickGelu, 544, 128)),
         entry(Model, t.activation(Activation::QuickGelu, 1576, 3072)),
+        entry(Small, t.activation(Activation::Silu, 544, 128)),
         entry(Model, t.activation(Activation::Silu, 1576, 3072)),
-        entry(Digits, t.attention([32, 4, 17, 17, 16], Form::Plain)),
+        entry(Small, t.attention([32, 4, 17, 17, 16], Form::Plain)),
         entry(Model, t.attention([4, 12, 197, 197, 64], Form::Plain)),
         entry(Model, t.attention([1, 12, 512, 512, 64], Form::Causal)),
         entry(Gpu, t.attention([4, 32, 2048, 2048, 128], Form::Causal)),
-        entry(Digits, t.scale_add(544, 64, false)),
+        entry(Small, t.scale_add(544, 64, false)),
         entry(Model, t.scale_add(1576, 768, false)),
         entry(Model, t.scale_add(1576, 768, true)),
         entry(Gpu, t.scale_add(16384, 4096, false)),
-        entry(Digits, t.scale(544, 64)),
+        entry(Small, t.scale(544, 64)),
         entry(Model, t.scale(1576, 768)),
+        entry(Small, t.embedding([544, 256, 64])),
         entry(Model, t.embedding([2048, 8192, 768])),
-        entry(Digits, t.patch(Image(32, 1, [4, 4], 2, 64))),
+        entry(Small, t.patch(Image(32, 1, [4, 4], 2, 64))),
         entry(Model, t.patch(Image(4, 3, [14, 14], 16, 768))),
-        entry(Digits, t.pool(Pooling::ClassToken, [32, 17, 64])),
+        entry(Small, t.pool(Pooling::ClassToken, [32, 17, 64])),
+        entry(Small, t.pool(Pooling::Mean, [32, 17, 64])),
         entry(Model, t.pool(Pooling::Mean, [8, 197, 768])),
-        entry(Digits, t.cross_entropy(32, 5)),
+        entry(Small, t.cross_entropy(32, 5)),
         entry(Model, t.cross_entropy(256, 32_000)),
-        entry(Digits, t.adamw(8_192)),
+        entry(Small, t.adamw(8_192)),
         entry(Model, t.adamw(2_000_000)),
     ]
 }

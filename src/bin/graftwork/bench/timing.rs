@@ -90,11 +90,11 @@ const PAST_CACHE: u64 = 256 << 20;
 const MOST_SETS: u64 = 16;
 
 /// How many sets of buffers a job of `bytes` goes round on `device`. A CPU keeps one: there, the op before has just written the operands.
-fn sets(device: &Device, bytes: u64) -> usize {
+pub fn sets(device: &Device, bytes: u64) -> usize {
     if device.is_cpu() { 1 } else { PAST_CACHE.div_ceil(bytes.max(1)).clamp(1, MOST_SETS) as usize }
 }
 
-/// A case on the device, in as many copies as it takes.
+/// A case on the device, in so many copies of its operands.
 pub struct Call<'a> {
     case: &'a Case,
     run: Run,
@@ -110,14 +110,14 @@ struct Set {
 }
 
 impl<'a> Call<'a> {
-    pub fn new(case: &'a Case, device: &Device, dtype: DType, bytes: u64, backward: bool) -> Result<Self> {
+    pub fn new(case: &'a Case, device: &Device, dtype: DType, sets: usize, backward: bool) -> Result<Self> {
         let run = Run::on(device, dtype);
         let set = |_| {
             let placed = case.place(&run)?;
             let grads = RefCell::new(Grads::zeros(&placed.params)?);
             Ok(Set { placed, grads, gradient: OnceCell::new() })
         };
-        let sets = (0..sets(device, bytes)).map(set).collect::<Result<_>>()?;
+        let sets = (0..sets.max(1)).map(set).collect::<Result<_>>()?;
         Ok(Call { case, run, sets, backward })
     }
 }
@@ -207,10 +207,7 @@ impl Job for Bare {
             }),
             Bare::DeviceCopy { sets } => {
                 let [from, to] = &sets[turn % sets.len()];
-                Box::new(move || match from.device().launcher() {
-                    Some(launcher) => launcher.copy(to.address()?, from.address()?, from.byte_len()),
-                    None => Ok(()),
-                })
+                Box::new(move || to.copy_from(from))
             }
         })
     }

@@ -76,7 +76,7 @@ pub struct Args {
     /// Seed of starting values, data order and dropout
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// What the forward pass computes in: f32, f16, bf16 (parameters are kept in f32)
+    /// What the forward pass computes in: f32, f16, bf16 (parameters are kept in f32), or f64 on the CPU alone
     #[arg(long, default_value = "f32")]
     pub dtype: String,
     /// What backward recomputes instead of keeping
@@ -165,8 +165,8 @@ impl Args {
             got,
         };
         let dtype: DType = self.dtype.parse()?;
-        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
-            return Err(bad("dtype", "f32, f16 or bf16", self.dtype.clone()));
+        if !dtype.is_float() {
+            return Err(bad("dtype", "f32, f16, bf16 or f64", self.dtype.clone()));
         }
         if self.batch == 0 {
             return Err(bad("batch", "at least 1", "0".into()));

@@ -141,6 +141,8 @@ pub struct Case {
     dropout: bool,
     limit: u32,
     cotangent_scale: f32,
+    /// Operands start one element into their buffers, where no 16-byte access is allowed.
+    unaligned: bool,
     work: Work,
 }
 
@@ -196,6 +198,7 @@ impl Case {
             dropout: false,
             limit: LIMIT,
             cotangent_scale: 1.0,
+            unaligned: false,
             work,
         }
     }
@@ -215,6 +218,21 @@ impl Case {
     /// Backward starts from gradients so much larger: loss scaling.
     pub fn cotangent_scale(mut self, scale: f32) -> Self {
         self.cotangent_scale = scale;
+        self
+    }
+
+    /// Operands and the gradient that backward starts from lie at odd addresses.
+    pub fn unaligned(mut self) -> Self {
+        self.unaligned = true;
+        self.shape += " unaligned";
+        self
+    }
+
+    /// Nothing is a parameter: each gradient has the dtype of the values and is written, not added.
+    pub fn all_inputs(mut self) -> Self {
+        let params = self.operands.iter_mut().filter(|o| o.role == Role::Param);
+        params.for_each(|o| o.role = Role::Input);
+        self.shape += " all inputs";
         self
     }
 
@@ -329,7 +347,7 @@ impl Case {
     pub fn cotangent(&self, y: &Var, run: &Run) -> Result<Tensor> {
         let values = self.generate("dy", y.tensor().numel());
         let values: Vec<f32> = values.into_iter().map(|v| run.value(self.cotangent_scale * v)).collect();
-        Tensor::from_f32(&run.device, y.dims(), &values, y.tensor().dtype())
+        placed(&run.device, y.dims(), &values, y.tensor().dtype(), self.unaligned)
     }
 
     /// The operands on a device.
@@ -344,7 +362,8 @@ impl Case {
             let data = self.generate(operand.name, operand.dims.iter().product());
             let mut values: Vec<f32> = data.into_iter().enumerate().map(|(i, v)| (operand.value)(i, v)).collect();
             tamper(operand.name, &mut values);
-            slots.push(place_one(operand, values, run, &mut builder)?);
+            let slot = place_one(operand, values, run, self.unaligned, &mut builder)?;
+            slots.push(slot);
         }
         let params = builder.build(&run.device, run.dtype, 0)?;
         let names = self.operands.iter().map(|o| o.name).collect();
@@ -360,21 +379,36 @@ impl Case {
     }
 }
 
-fn place_one(operand: &Operand, values: Vec<f32>, run: &Run, builder: &mut ParamSetBuilder) -> Result<Slot> {
+fn place_one(
+    operand: &Operand,
+    values: Vec<f32>,
+    run: &Run,
+    unaligned: bool,
+    builder: &mut ParamSetBuilder,
+) -> Result<Slot> {
     let (device, dims) = (&run.device, &operand.dims);
     if let Role::Stored(dtype) = operand.role {
-        return Ok(Slot::Constant(stored(device, dims, &values, dtype)?));
+        return Ok(Slot::Constant(placed(device, dims, &values, dtype, unaligned)?));
     }
     let values: Vec<f32> = values.into_iter().map(|v| run.value(v)).collect();
     if operand.role == Role::Param {
         return Ok(Slot::Param(builder.add(operand.name, dims, Init::Values(values))?));
     }
-    let tensor = Tensor::from_f32(device, dims, &values, run.dtype)?;
+    let tensor = placed(device, dims, &values, run.dtype, unaligned)?;
     Ok(match operand.role {
         Role::Input => Slot::Input(tensor),
         Role::Frozen => Slot::Frozen(FrozenWeight::new(tensor)?),
         _ => Slot::Constant(tensor),
     })
+}
+
+/// The values at the start of a buffer, or one element into it.
+fn placed(device: &Device, dims: &[usize], values: &[f32], dtype: DType, unaligned: bool) -> Result<Tensor> {
+    if !unaligned {
+        return stored(device, dims, values, dtype);
+    }
+    let buffer = stored(device, &[values.len() + 1], &[&[0.0], values].concat(), dtype)?;
+    buffer.slice(0, 1, values.len())?.reshape(dims)
 }
 
 fn stored(device: &Device, dims: &[usize], values: &[f32], dtype: DType) -> Result<Tensor> {

@@ -13,7 +13,7 @@ use std::time::Instant;
 use graftwork::{DType, Device, Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::{device, output};
+use crate::{counted, device, output};
 use case::{Case, Judge, Output, Run};
 use judge::Standard;
 use report::{Report, Row};
@@ -34,7 +34,7 @@ A deliberately wrong result must be rejected by each of them. Exit code: 1 if an
 docs/verify-and-bench.md tells more."
 )]
 pub struct Args {
-    /// cpu, cuda, cuda:N [default: a GPU if there is one, else the CPU]
+    /// cpu, cuda, cuda:N, emulated[:sm_80|:sm_90a] [default: a GPU if there is one, else the CPU]
     #[arg(long)]
     device: Option<String>,
     /// Only these ops
@@ -67,7 +67,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         bar.inc(1);
     }
     bar.finish_and_clear();
-    report.controls = control::run(&device)?;
+    report.controls = control::run(&device, &cases)?;
+    report.kernels = device.take_counters().map(counted::runs);
     report.finish(start.elapsed().as_secs_f64());
     report.print(args.all);
     if let Some(path) = &args.json {

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::case::Case;
 use super::control::Control;
+use crate::counted::{self, KernelRun};
 use crate::output::{self, say};
 
 #[derive(Serialize)]
@@ -94,6 +95,9 @@ pub struct Report {
     pub device: String,
     pub summary: Summary,
     pub controls: Vec<Control>,
+    /// Every kernel that ran, on a device that counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernels: Option<Vec<KernelRun>>,
     pub rows: Vec<Row>,
 }
 
@@ -104,6 +108,7 @@ impl Report {
             device: device.name(),
             summary: Summary::default(),
             controls: Vec::new(),
+            kernels: None,
             rows: Vec::new(),
         }
     }
@@ -138,9 +143,14 @@ impl Report {
         }
         let ops: Vec<_> = self.summary.ops.iter().map(OpSummary::cells).collect();
         say!("{}", output::table(&["op", "rows", "failed", "worst/limit", "checks"], &ops));
-        for control in &self.controls {
-            let verdict = if control.rejected { "rejected, as it must be" } else { "NOT REJECTED" };
-            say!("negative control  {:<6}  {}: {verdict}", control.check, control.wrong);
+        let rejected = self.controls.iter().filter(|c| c.rejected).count();
+        say!("negative controls: {} wrong results were shown to the checks, {rejected} rejected", self.controls.len());
+        for Control { op, pass, check, wrong, rejected, .. } in self.controls.iter().filter(|c| all || !c.rejected) {
+            let verdict = if *rejected { "rejected, as it must be" } else { "NOT REJECTED" };
+            say!("negative control  {op} {pass}  {check:<6}  {wrong}: {verdict}");
+        }
+        if let Some(runs) = &self.kernels {
+            say!("\n{}", counted::summary(runs));
         }
         let Summary { rows, failed, seconds, .. } = &self.summary;
         say!("\n{rows} rows on {}, {failed} failed, {seconds:.1} s", self.device);

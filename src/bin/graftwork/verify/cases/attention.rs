@@ -27,10 +27,31 @@ pub enum Form {
     Added,
     /// u8, of each item and head.
     Kept,
+    /// u8, one key for each query.
+    One,
 }
+
+/// Queries, keys and columns around the edges of the kernels' tiles: 32 and 64 rows, 32 keys at a time, heads of 32, 64 and 128.
+const EDGES: [Shape; 12] = [
+    [0, 2, 3, 5, 8],
+    [1, 2, 0, 3, 8],
+    [1, 1, 3, 0, 8],
+    [1, 1, 1, 64, 8],
+    [1, 2, 31, 33, 7],
+    [2, 1, 32, 32, 31],
+    [1, 1, 33, 31, 32],
+    [1, 2, 63, 65, 33],
+    [1, 1, 64, 64, 64],
+    [1, 1, 65, 63, 65],
+    [1, 1, 129, 97, 127],
+    [1, 3, 7, 128, 128],
+];
 
 pub fn all() -> Vec<Case> {
     let mut cases = Vec::new();
+    cases.extend(EDGES.map(|shape| attended(shape, Form::One)));
+    cases.extend([[1, 2, 33, 65, 32], [1, 1, 65, 33, 128]].map(|shape| attended(shape, Form::One).unaligned()));
+    cases.push(attended([1, 2, 33, 65, 64], Form::Plain).unaligned());
     for shape in SHAPES {
         for form in [Form::Plain, Form::Causal, Form::Added, Form::Kept] {
             cases.push(attended(shape, form));
@@ -61,9 +82,12 @@ pub fn attended(shape: Shape, form: Form) -> Case {
         Form::Causal => " causal",
         Form::Added => " mask f32",
         Form::Kept => " mask u8",
+        Form::One => " one key",
     };
+    // Whoever sees one key gives it all its weight, whatever the score: y is a row of v, and dq and dk are zero.
+    let judge = if form == Form::One { Judge::Exact } else { Judge::Smooth };
     let [forward, q, k, v] = arithmetic(shape);
-    let case = Case::new("attention", format!("b={b} h={h} {t}x{s}x{d}{note}"), Judge::Smooth)
+    let case = Case::new("attention", format!("b={b} h={h} {t}x{s}x{d}{note}"), judge)
         .input("q", &[b, t, h * d], q)
         .input("k", &[b, s, h * d], k)
         .input("v", &[b, s, h * d], v);
@@ -74,6 +98,9 @@ pub fn attended(shape: Shape, form: Form) -> Case {
         Form::Added => case.stored("mask", DType::F32, &[t, s], move |i| {
             if hidden(i) { f32::NEG_INFINITY } else { 0.25 * (i % 5) as f32 - 0.5 }
         }),
+        Form::One => {
+            case.stored("mask", DType::U8, &[b, h, t, s], move |i| f32::from(u8::from(i % s == i / s * 5 % s)))
+        }
         Form::Kept => case.stored("mask", DType::U8, &[b, h, t, s], move |i| f32::from(u8::from(!hidden(i)))),
     };
     case.call(forward, move |tape, given| {

@@ -5,12 +5,24 @@ use graftwork::ops::{Activation, activation, scale, scale_add};
 use crate::verify::case::{Arithmetic, Case, Judge};
 
 const SHAPES: [(usize, usize); 6] = [(1, 1), (1, 3), (3, 7), (17, 33), (65, 129), (33, 1025)];
+/// Elements around a vector of 16 bytes, a warp and a block of kernels that take one element, four or eight a thread.
+const EDGES: [(usize, usize); 9] = [(0, 5), (1, 4), (1, 8), (3, 5), (1, 31), (2, 128), (1, 257), (1, 1024), (23, 89)];
 
 pub fn all() -> Vec<Case> {
     let mut cases = Vec::new();
     for function in Activation::ALL {
+        cases.extend(EDGES.map(|shape| saturated(function, shape)));
+        cases.push(saturated(function, (17, 64)).unaligned());
+        cases.push(saturated(function, (17, 33)).all_inputs());
         cases.extend(SHAPES.iter().map(|&shape| activated(function, shape)));
     }
+    for shape in EDGES {
+        cases.extend([false, true].map(|broadcast| added(shape, broadcast, Judge::Exact)));
+        cases.push(added(shape, true, Judge::Exact).all_inputs());
+        cases.push(scaled(shape, Judge::Exact));
+    }
+    cases.extend([false, true].map(|broadcast| added((17, 64), broadcast, Judge::Exact).unaligned()));
+    cases.push(scaled((17, 64), Judge::Exact).unaligned());
     for judge in [Judge::Exact, Judge::Bound] {
         for shape in SHAPES {
             cases.push(added(shape, false, judge));
@@ -37,6 +49,16 @@ pub fn activated(function: Activation, (m, n): (usize, usize)) -> Case {
             _ => 2.0 * v,
         })
         .call(forward, move |tape, given| activation(tape, given.var("x")?, function))
+}
+
+/// Far from zero every one of the functions is 0 or x, and at zero it is 0 with slope ½ (relu: 0), all to the bit. x is a parameter
+/// here: its gradient is f32 where the values are not.
+fn saturated(function: Activation, (m, n): (usize, usize)) -> Case {
+    Case::new(function.name(), format!("{m}x{n} saturated"), Judge::Exact)
+        .limit(1)
+        .param("x", &[m, n], Arithmetic::depth(32))
+        .shaped(|_, v| 512.0 * v)
+        .call(Arithmetic::depth(16), move |tape, given| activation(tape, given.var("x")?, function))
 }
 
 /// `x + s · z`, z a parameter that is repeated where `broadcast`.

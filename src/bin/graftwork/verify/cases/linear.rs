@@ -27,12 +27,45 @@ const FROZEN: [Frozen; 16] = [
     Frozen(257, 320, 136, 8, false, 0.0),
 ];
 
-const LINEAR: [(usize, usize, usize); 8] =
-    [(1, 1, 1), (3, 7, 17), (7, 3, 1), (17, 33, 65), (65, 5, 129), (33, 129, 7), (129, 65, 33), (128, 64, 192)];
+/// Every side just below, at and just above the edges of the kernels' tiles (64, 128; along k 16, 32), whole pieces of tokens (256) and
+/// one more, and odd ranks.
+const EDGES: [Frozen; 9] = [
+    Frozen(63, 64, 65, 7, true, 0.0),
+    Frozen(64, 65, 63, 9, true, 0.0),
+    Frozen(65, 63, 64, 8, true, 0.0),
+    Frozen(127, 129, 31, 15, true, 0.0),
+    Frozen(128, 127, 33, 17, true, 0.0),
+    Frozen(129, 128, 32, 16, true, 0.0),
+    Frozen(255, 15, 16, 1, true, 0.0),
+    Frozen(256, 16, 17, 2, false, 0.0),
+    Frozen(257, 17, 15, 3, true, 0.0),
+];
+
+/// Sides long enough for the kernels' largest tile, in y, in dx and in dW.
+const MANY_TILES: [Frozen; 2] = [Frozen(1281, 1161, 33, 5, true, 0.0), Frozen(1281, 33, 1161, 5, true, 0.5)];
+const MANY_TOKENS: (usize, usize, usize) = (6145, 129, 136);
+
+const LINEAR: [(usize, usize, usize); 9] = [
+    (0, 5, 3),
+    (1, 1, 1),
+    (3, 7, 17),
+    (7, 3, 1),
+    (17, 33, 65),
+    (65, 5, 129),
+    (33, 129, 7),
+    (129, 65, 33),
+    (128, 64, 192),
+];
 
 pub fn all() -> Vec<Case> {
     let mut cases = Vec::new();
+    cases.extend(EDGES.iter().chain(&MANY_TILES).map(|&shape| frozen(shape, Judge::Exact)));
+    cases.extend(EDGES.map(|shape| frozen(shape, Judge::Exact).unaligned()));
+    cases.extend(EDGES.map(|Frozen(m, n, k, ..)| trainable((m, n, k), Judge::Exact).unaligned()));
+    cases.push(trainable(MANY_TOKENS, Judge::Exact));
     for judge in [Judge::Exact, Judge::Bound] {
+        cases.extend([(0, 3, 5), (3, 7, 17), (257, 65, 33)].map(|shape| trainable(shape, judge).all_inputs()));
+        cases.extend([FROZEN[1], FROZEN[5], FROZEN[6]].map(|shape| frozen(shape, judge).all_inputs()));
         cases.extend(FROZEN.iter().map(|&shape| frozen(shape, judge)));
         cases.extend([(1, 3, 5, 2), (17, 33, 65, 8), (64, 64, 64, 8)].map(|shape| shared(shape, judge)));
         cases.extend(LINEAR.iter().map(|&shape| trainable(shape, judge)));

@@ -26,8 +26,32 @@ const IMAGES: [Image; 6] = [
 const SEQUENCES: [(usize, usize, usize); 6] =
     [(1, 1, 1), (3, 7, 17), (2, 17, 64), (5, 64, 33), (1, 129, 65), (33, 3, 7)];
 
+/// Columns around a vector of 16 bytes, a warp of them, and the 512 columns of a block; no token at all.
+const WIDTHS: [(usize, usize, usize); 8] =
+    [(0, 3, 5), (5, 2, 8), (7, 3, 31), (33, 4, 32), (9, 2, 257), (3, 2, 511), (3, 2, 512), (4, 3, 1032)];
+
+/// Patches and columns around the kernel's tile of 64, the length of a patch around its step of 16.
+const TILES: [Image; 5] = [
+    Image(0, 1, [2, 2], 2, 8),
+    Image(7, 1, [3, 3], 3, 63),
+    Image(4, 1, [4, 4], 4, 64),
+    Image(13, 1, [5, 1], 2, 65),
+    Image(1, 17, [9, 7], 1, 40),
+];
+
 pub fn all() -> Vec<Case> {
     let mut cases = Vec::new();
+    for shape in WIDTHS {
+        cases.push(looked_up(shape, DType::I64, Judge::Exact));
+        cases.push(pooled((shape.0, 4, shape.2), Pooling::Mean, Judge::Exact));
+        cases.push(pooled((shape.0, 3, shape.2), Pooling::ClassToken, Judge::Exact));
+    }
+    cases.extend([(0, 3, 5), (33, 4, 65)].map(|shape| looked_up(shape, DType::I64, Judge::Exact).all_inputs()));
+    cases.push(looked_up((9, 4, 64), DType::I32, Judge::Exact).unaligned());
+    cases.extend([Pooling::Mean, Pooling::ClassToken].map(|p| pooled((5, 8, 64), p, Judge::Exact).unaligned()));
+    cases.extend(TILES.map(|image| patched(image, true, Judge::Exact)));
+    cases.extend([TILES[0], TILES[3]].map(|image| patched(image, true, Judge::Exact).all_inputs()));
+    cases.push(patched(Image(3, 2, [4, 4], 4, 64), true, Judge::Exact).unaligned());
     for judge in [Judge::Exact, Judge::Bound] {
         for (i, &shape) in TABLES.iter().enumerate() {
             cases.push(looked_up(shape, if i % 2 == 0 { DType::I64 } else { DType::I32 }, judge));
