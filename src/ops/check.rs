@@ -1,4 +1,6 @@
-//! What the ops' unit tests share.
+//! What the ops' unit tests share: data, and the devices that a test runs on.
+
+use std::cell::RefCell;
 
 use crate::autograd::{Grads, Tape, Var};
 use crate::device::Device;
@@ -7,6 +9,67 @@ use crate::error::Result;
 use crate::tensor::{ParamSet, Tensor};
 use crate::testing::{integers, normal};
 
+thread_local! {
+    /// The device of the test that runs on this thread.
+    static DEVICE: RefCell<Option<Device>> = const { RefCell::new(None) };
+}
+
+/// Where the running test computes: the CPU, unless [`on_each_device`] says otherwise.
+pub(crate) fn device() -> Device {
+    DEVICE.with_borrow(Option::clone).unwrap_or_else(Device::cpu)
+}
+
+/// Runs a test on the named device.
+pub(crate) fn on(name: &str, test: fn()) {
+    /// Whatever the test does, the next one on this thread starts on the CPU.
+    struct Leave;
+    impl Drop for Leave {
+        fn drop(&mut self) {
+            DEVICE.set(None);
+        }
+    }
+    let _leave = Leave;
+    DEVICE.set(Some(Device::parse(name).unwrap()));
+    test();
+}
+
+/// Makes three tests of each function: on the CPU, on the emulator, and on a GPU. What a build or a machine lacks is ignored with its
+/// reason; `GRAFTWORK_REQUIRE` turns that into a failure in tests/kernels.rs.
+macro_rules! on_each_device {
+    ($($test:ident),+ $(,)?) => {
+        mod on_cpu {
+            $(#[test]
+            fn $test() {
+                $crate::ops::check::on("cpu", super::$test);
+            })+
+        }
+        mod on_emulated {
+            $(#[test]
+            #[cfg_attr(
+                not(all(graftwork_kernels, feature = "emulator")),
+                ignore = "this build has no kernels, or not the feature `emulator`"
+            )]
+            fn $test() {
+                $crate::ops::check::on("emulated", super::$test);
+            })+
+        }
+        mod on_cuda {
+            $(#[test]
+            #[ignore = "needs a GPU: make test REQUIRE=emulated,cuda"]
+            fn $test() {
+                $crate::ops::check::on("cuda", super::$test);
+            })+
+        }
+    };
+}
+pub(crate) use on_each_device;
+
+/// The float types that the device computes in: f64 on the CPU alone.
+pub(crate) fn floats() -> Vec<DType> {
+    let wide = device().is_cpu().then_some(DType::F64);
+    wide.into_iter().chain(STORED).collect()
+}
+
 /// The storage types that kernels know.
 pub(crate) const STORED: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 /// Lengths that miss every vector width, and one that meets them.
@@ -14,7 +77,7 @@ pub(crate) const TAILS: [usize; 7] = [1, 3, 7, 16, 33, 130, 1030];
 
 /// Normal draws rounded to `dtype`: a CPU tensor, and its values.
 pub(crate) fn draw(name: &str, dims: &[usize], dtype: DType) -> (Tensor, Vec<f64>) {
-    let tensor = Tensor::from_f32(&Device::cpu(), dims, &normal(name, dims.iter().product()), dtype).unwrap();
+    let tensor = Tensor::from_f32(&device(), dims, &normal(name, dims.iter().product()), dtype).unwrap();
     let values = tensor.to_f64_vec().unwrap();
     (tensor, values)
 }
@@ -22,7 +85,7 @@ pub(crate) fn draw(name: &str, dims: &[usize], dtype: DType) -> (Tensor, Vec<f64
 /// Integers from `-limit ..= limit`: a CPU tensor, and its values.
 pub(crate) fn draw_integers(name: &str, dims: &[usize], limit: u32, dtype: DType) -> (Tensor, Vec<f64>) {
     let values = integers(name, dims.iter().product(), limit);
-    let tensor = Tensor::from_f32(&Device::cpu(), dims, &values, dtype).unwrap();
+    let tensor = Tensor::from_f32(&device(), dims, &values, dtype).unwrap();
     (tensor, values.iter().map(|&v| f64::from(v)).collect())
 }
 
@@ -31,12 +94,12 @@ pub(crate) fn wide(name: &str, len: usize) -> Vec<f64> {
 }
 
 pub(crate) fn params(dtype: DType) -> ParamSet {
-    ParamSet::none(&Device::cpu(), dtype).unwrap()
+    ParamSet::none(&device(), dtype).unwrap()
 }
 
 pub(crate) fn constant(dims: &[usize], values: &[f64], dtype: DType) -> Var {
     let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
-    Var::constant(Tensor::from_f32(&Device::cpu(), dims, &values, dtype).unwrap())
+    Var::constant(Tensor::from_f32(&device(), dims, &values, dtype).unwrap())
 }
 
 /// The output of `function` on `inputs`, and the gradient of every input against the output's gradient `dy`.

@@ -1,8 +1,15 @@
 use super::*;
 use crate::autograd::Grads;
 use crate::device::Device;
-use crate::ops::check::{STORED, TAILS, draw, forward, params, run, wide};
+use crate::ops::check::{STORED, TAILS, device, draw, forward, on_each_device, params, run, wide};
 use crate::testing::{compare, gradient};
+
+on_each_device!(
+    values_and_gradients_are_within_their_bounds_and_another_function_is_not,
+    the_tails_go_where_they_should,
+    nan_passes_and_nothing_is_fine,
+    who_saves_the_output_keeps_the_input,
+);
 
 /// Value, derivative, and the sizes of what is added up in each.
 fn exact(f: Activation, x: f64) -> [f64; 4] {
@@ -53,7 +60,7 @@ fn gradients_agree_with_central_differences() {
 #[test]
 fn golden_values() {
     let at = |f, x: f64| {
-        let x = Tensor::from_slice(&Device::cpu(), &[1], &[x]).unwrap();
+        let x = Tensor::from_slice(&device(), &[1], &[x]).unwrap();
         forward(&[&x], |tape, v| activation(tape, &v[0], f)).unwrap().to_f64_vec().unwrap()[0]
     };
     let close = |got: f64, want: f64| assert!((got - want).abs() < 1e-9, "{got} for {want}");
@@ -66,7 +73,6 @@ fn golden_values() {
     assert_eq!((at(Activation::Relu, -3.0), at(Activation::Relu, 3.0)), (0.0, 3.0));
 }
 
-#[test]
 fn values_and_gradients_are_within_their_bounds_and_another_function_is_not() {
     for f in Activation::ALL {
         for dtype in STORED {
@@ -88,11 +94,10 @@ fn values_and_gradients_are_within_their_bounds_and_another_function_is_not() {
     }
 }
 
-#[test]
 fn the_tails_go_where_they_should() {
-    let x = Tensor::from_f32(&Device::cpu(), &[4], &[60.0, -60.0, 1000.0, -1000.0], DType::F32).unwrap();
+    let x = Tensor::from_f32(&device(), &[4], &[60.0, -60.0, 1000.0, -1000.0], DType::F32).unwrap();
     for f in Activation::ALL {
-        let (y, dx) = run(&[&x], &Tensor::from_f32(&Device::cpu(), &[4], &[1.0; 4], DType::F32).unwrap(), |tape, v| {
+        let (y, dx) = run(&[&x], &Tensor::from_f32(&device(), &[4], &[1.0; 4], DType::F32).unwrap(), |tape, v| {
             activation(tape, &v[0], f)
         });
         assert_eq!((y[0], y[2]), (60.0, 1000.0), "{f:?}");
@@ -101,20 +106,18 @@ fn the_tails_go_where_they_should() {
     }
 }
 
-#[test]
 fn nan_passes_and_nothing_is_fine() {
     for f in Activation::ALL {
         for dtype in STORED {
-            let x = Tensor::from_f32(&Device::cpu(), &[3], &[f32::NAN, 1.0, 0.0], dtype).unwrap();
+            let x = Tensor::from_f32(&device(), &[3], &[f32::NAN, 1.0, 0.0], dtype).unwrap();
             let (y, _) = run(&[&x], &x, |tape, v| activation(tape, &v[0], f));
             assert!(y[0].is_nan() && y[1] > 0.5 && y[2] == 0.0);
-            let empty = Tensor::empty(&Device::cpu(), &[0, 3], dtype).unwrap();
+            let empty = Tensor::empty(&device(), &[0, 3], dtype).unwrap();
             assert!(run(&[&empty], &empty, |tape, v| activation(tape, &v[0], f)).1[0].is_empty());
         }
     }
 }
 
-#[test]
 fn who_saves_the_output_keeps_the_input() {
     let params = params(DType::BF16);
     let mut tape = Tape::deterministic(&params);
@@ -142,7 +145,7 @@ fn who_saves_the_output_keeps_the_input() {
 
 #[test]
 fn what_does_not_fit_is_refused() {
-    let bytes = Tensor::empty(&Device::cpu(), &[2], DType::I32).unwrap();
+    let bytes = Tensor::empty(&device(), &[2], DType::I32).unwrap();
     assert!(matches!(Desc::new(&bytes, Activation::Relu), Err(Error::DType { .. })));
     let turned = draw("x", &[2, 3], DType::F32).0.transpose(0, 1).unwrap();
     assert!(matches!(Desc::new(&turned, Activation::Relu), Err(Error::NotContiguous { .. })));

@@ -1,6 +1,14 @@
 use super::*;
-use crate::ops::check::wide;
+use crate::ops::check::{device, on_each_device, wide};
 use crate::testing::compare;
+
+on_each_device!(
+    f32_stays_within_rounding_of_f64,
+    the_working_copy_is_the_master_rounded,
+    the_norm_is_measured_where_it_is_asked_for_and_clips_only_above_its_limit,
+    nan_and_infinite_gradients_show,
+    no_parameters_are_fine,
+);
 
 const PLAIN: &[Group] = &[Group { end: 5000, lr_multiplier: 1.0, weight_decay: 0.01 }];
 /// Ends that fall on no boundary of any vector or chunk.
@@ -37,7 +45,7 @@ struct Run {
 
 impl Run {
     fn new(values: &[f64], dtype: DType, working: Option<DType>) -> Self {
-        let cpu = Device::cpu();
+        let cpu = device();
         let params = cast(values, dtype);
         let zeros = || Tensor::zeros(&cpu, &[values.len()], dtype).unwrap();
         let working = working.map(|w| Tensor::zeros(&cpu, &[values.len()], w).unwrap());
@@ -70,7 +78,7 @@ impl Run {
 }
 
 fn cast(values: &[f64], dtype: DType) -> Tensor {
-    Tensor::from_slice(&Device::cpu(), &[values.len()], values).unwrap().cast(dtype).unwrap()
+    Tensor::from_slice(&device(), &[values.len()], values).unwrap().cast(dtype).unwrap()
 }
 
 fn grads(step: u64, n: usize) -> Vec<f64> {
@@ -139,7 +147,6 @@ fn many_steps_agree_with_the_published_algorithm() {
     }
 }
 
-#[test]
 fn f32_stays_within_rounding_of_f64() {
     let start: Vec<f64> = wide("start", 5000).iter().map(|&v| f64::from(v as f32)).collect();
     let run = Run::new(&start, DType::F32, None);
@@ -153,7 +160,6 @@ fn f32_stays_within_rounding_of_f64() {
     assert!(outcome.ok(), "{outcome:?}");
 }
 
-#[test]
 fn the_working_copy_is_the_master_rounded() {
     for dtype in [DType::F16, DType::BF16] {
         for n in [1, 3, 1023, 1024, 20_000] {
@@ -173,7 +179,6 @@ fn the_working_copy_is_the_master_rounded() {
     step(&asked(1, &groups), &same).unwrap();
 }
 
-#[test]
 fn the_norm_is_measured_where_it_is_asked_for_and_clips_only_above_its_limit() {
     for n in [1, 4, 1025, 5000, 70_000] {
         let groups = [Group { end: n, lr_multiplier: 1.0, weight_decay: 0.0 }];
@@ -196,7 +201,6 @@ fn the_norm_is_measured_where_it_is_asked_for_and_clips_only_above_its_limit() {
     }
 }
 
-#[test]
 fn nan_and_infinite_gradients_show() {
     for bad in [f64::NAN, f64::INFINITY] {
         let run = Run::new(&[1.0, 2.0], DType::F32, None);
@@ -231,7 +235,6 @@ fn the_number_of_threads_and_a_pause_change_no_bit() {
     assert_eq!(first, run(2, true));
 }
 
-#[test]
 fn no_parameters_are_fine() {
     let run = Run::new(&[], DType::F32, None);
     let groups = [Group { end: 0, lr_multiplier: 1.0, weight_decay: 0.0 }];
@@ -279,11 +282,11 @@ fn buffers_that_do_not_fit_are_refused() {
     let good = run.buffers();
     assert!(matches!(of(Buffers { m: &other.m, ..good }), Err(Error::Shape { argument: "m", .. })));
     assert!(matches!(of(Buffers { scratch: &other.scratch, ..good }), Err(Error::DType { argument: "scratch", .. })));
-    let f32s = Tensor::zeros(&Device::cpu(), &[8], DType::F32).unwrap();
+    let f32s = Tensor::zeros(&device(), &[8], DType::F32).unwrap();
     assert!(matches!(of(Buffers { working: Some(&f32s), ..good }), Err(Error::DType { argument: "working", .. })));
     let there = Tensor::empty(&Device::trace(80), &[8], DType::F32).unwrap();
     assert!(matches!(of(Buffers { v: &there, ..good }), Err(Error::DeviceMismatch { argument: "v", .. })));
-    let halves = Tensor::zeros(&Device::cpu(), &[8], DType::F16).unwrap();
+    let halves = Tensor::zeros(&device(), &[8], DType::F16).unwrap();
     assert!(matches!(of(Buffers { params: &halves, ..good }), Err(Error::DType { argument: "params", .. })));
 }
 

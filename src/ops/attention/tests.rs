@@ -1,10 +1,22 @@
 use super::*;
 use crate::autograd::Grads;
 use crate::device::Device;
+use crate::ops::check::{device, on_each_device};
 use crate::ops::host::Real;
 use crate::tensor::ParamSet;
 use crate::testing::compare::{self, Outcome};
 use crate::testing::{gradient, integers, normal};
+
+on_each_device!(
+    all_cases_are_as_good_as_the_plain_computation,
+    a_wrong_result_is_rejected,
+    long_sequences_agree_row_by_row,
+    a_query_that_sees_nothing_gives_zeros_even_beside_nan,
+    empty_sides_are_fine,
+    sizes_beyond_memory_are_fine_in_a_batch_of_nothing,
+    only_what_backward_needs_is_kept,
+    only_the_wanted_gradients_are_computed_and_they_are_the_same,
+);
 
 fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&v| f64::from(v)).collect()
@@ -47,13 +59,13 @@ impl Case {
         [0, 1, 2].map(|i| {
             let dims = self.shapes()[i];
             let values = normal(names[i], dims.iter().product());
-            Tensor::from_f32(&Device::cpu(), &dims, &values, dtype).unwrap()
+            Tensor::from_f32(&device(), &dims, &values, dtype).unwrap()
         })
     }
 
     fn cotangent(&self, dtype: DType) -> Tensor {
         let dims = self.shapes()[0];
-        Tensor::from_f32(&Device::cpu(), &dims, &normal("dy", dims.iter().product()), dtype).unwrap()
+        Tensor::from_f32(&device(), &dims, &normal("dy", dims.iter().product()), dtype).unwrap()
     }
 }
 
@@ -138,7 +150,7 @@ fn each_row(b: usize, h: usize, t: usize) -> impl Iterator<Item = (usize, usize,
 fn plain_in(dtype: DType, case: &Case, inputs: &[Tensor; 3], dy: &Tensor) -> Results {
     plain::<f32>(case, inputs, dy).map(|x| {
         let narrow: Vec<f32> = x.iter().map(|&v| v as f32).collect();
-        Tensor::from_f32(&Device::cpu(), &[x.len()], &narrow, dtype).unwrap().to_f64_vec().unwrap()
+        Tensor::from_f32(&device(), &[x.len()], &narrow, dtype).unwrap().to_f64_vec().unwrap()
     })
 }
 
@@ -148,7 +160,7 @@ fn ratios(dtype: DType, case: &Case, inputs: &[Tensor; 3], dy: &Tensor, got: &Re
 }
 
 fn mask_values(dims: &[usize]) -> Tensor {
-    Tensor::from_f32(&Device::cpu(), dims, &normal("mask", dims.iter().product()), DType::F32).unwrap()
+    Tensor::from_f32(&device(), dims, &normal("mask", dims.iter().product()), DType::F32).unwrap()
 }
 
 /// Keeps about two keys in three; query 1 sees nothing.
@@ -159,7 +171,7 @@ fn keep_mask(dims: &[usize]) -> Tensor {
         .enumerate()
         .map(|(e, &v)| u8::from(v >= 0.0 && (e / s) % t != 1) * 3)
         .collect();
-    Tensor::from_slice(&Device::cpu(), dims, &values).unwrap()
+    Tensor::from_slice(&device(), dims, &values).unwrap()
 }
 
 fn cases() -> Vec<Case> {
@@ -203,7 +215,6 @@ fn one_value_as_query_key_and_value_gets_the_sum_of_three_gradients() {
 
 /// Over all cases together: in a result of three numbers the plain computation may be right by luck. Values are of the order of 1
 /// in every case, so that a wrong one cannot hide among the others.
-#[test]
 fn all_cases_are_as_good_as_the_plain_computation() {
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         let (mut got, mut want, mut near) = (Results::default(), Results::default(), Results::default());
@@ -236,7 +247,6 @@ fn f64_agrees_to_its_own_precision() {
     }
 }
 
-#[test]
 fn a_wrong_result_is_rejected() {
     let case = Case::new(2, 17, 17, 4, 16).causal();
     for dtype in [DType::F32, DType::BF16] {
@@ -259,23 +269,22 @@ fn integers_come_out_exactly() {
     for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
         let case = Case::new(2, 5, 16, 2, 4);
         let [_, k, _] = case.inputs(dtype);
-        let v = Tensor::from_f32(&Device::cpu(), &[2, 16, 8], &integers("v", 256, 4), dtype).unwrap();
-        let dy = Tensor::from_f32(&Device::cpu(), &[2, 5, 8], &integers("dy", 80, 3), dtype).unwrap();
-        let q = Tensor::zeros(&Device::cpu(), &[2, 5, 8], dtype).unwrap();
+        let v = Tensor::from_f32(&device(), &[2, 16, 8], &integers("v", 256, 4), dtype).unwrap();
+        let dy = Tensor::from_f32(&device(), &[2, 5, 8], &integers("dy", 80, 3), dtype).unwrap();
+        let q = Tensor::zeros(&device(), &[2, 5, 8], dtype).unwrap();
         let (values, slopes) = (v.to_f64_vec().unwrap(), dy.to_f64_vec().unwrap());
         let [y, _, _, dv] = run(&case, &[q.clone(), k.clone(), v.clone()], &dy);
         let mean =
             |item: usize, column: usize| (0..16).map(|j| values[(item * 16 + j) * 8 + column]).sum::<f64>() / 16.0;
         let want: Vec<f64> = (0..80).map(|e| mean(e / 40, e % 8)).collect();
-        let rounded =
-            Tensor::from_slice(&Device::cpu(), &[80], &want).unwrap().cast(dtype).unwrap().to_f64_vec().unwrap();
+        let rounded = Tensor::from_slice(&device(), &[80], &want).unwrap().cast(dtype).unwrap().to_f64_vec().unwrap();
         assert!(compare::exact(&y, &rounded).ok(), "{dtype}");
         let sum = |item: usize, column: usize| (0..5).map(|i| slopes[(item * 5 + i) * 8 + column]).sum::<f64>() / 16.0;
         let want: Vec<f64> = (0..256).map(|e| sum(e / 128, e % 8)).collect();
         assert!(compare::exact(&dv, &want).ok(), "{dtype}");
 
         let keep: Vec<u8> = (0..5 * 16).map(|e| u8::from(e % 16 == (e / 16 * 7) % 16)).collect();
-        let case = case.masked(Tensor::from_slice(&Device::cpu(), &[5, 16], &keep).unwrap());
+        let case = case.masked(Tensor::from_slice(&device(), &[5, 16], &keep).unwrap());
         let [q, _, _] = case.inputs(dtype);
         let [y, dq, dk, dv] = run(&case, &[q, k, v], &dy);
         let want: Vec<f64> = (0..80).map(|e| values[((e / 40) * 16 + (e / 8 % 5 * 7) % 16) * 8 + e % 8]).collect();
@@ -289,7 +298,6 @@ fn integers_come_out_exactly() {
     }
 }
 
-#[test]
 fn long_sequences_agree_row_by_row() {
     let case = Case::new(1, 130, 2050, 2, 24).causal();
     let (inputs, dy) = (case.inputs(DType::F32), case.cotangent(DType::F32));
@@ -311,9 +319,8 @@ fn results_do_not_depend_on_the_number_of_threads() {
     assert_eq!(run(&case, &inputs, &dy), one.install(|| run(&case, &inputs, &dy)));
 }
 
-#[test]
 fn a_query_that_sees_nothing_gives_zeros_even_beside_nan() {
-    let hidden = Tensor::from_slice(&Device::cpu(), &[2, 3], &[1u8, 1, 1, 0, 0, 0]).unwrap();
+    let hidden = Tensor::from_slice(&device(), &[2, 3], &[1u8, 1, 1, 0, 0, 0]).unwrap();
     let case = Case::new(1, 2, 3, 1, 4).masked(hidden);
     let (mut inputs, dy) = (case.inputs(DType::F32), case.cotangent(DType::F32));
     let [y, dq, ..] = run(&case, &inputs, &dy);
@@ -326,12 +333,11 @@ fn a_query_that_sees_nothing_gives_zeros_even_beside_nan() {
     assert!(y[..4].iter().all(|v| v.is_nan()) && y[4..].iter().all(|&v| v == 0.0));
     // A mask of −∞ hides as a zero does.
     let row = [0.0, 0.0, 0.0, f32::NEG_INFINITY, f32::NEG_INFINITY, f32::NEG_INFINITY];
-    let added = Case::new(1, 2, 3, 1, 4).masked(Tensor::from_slice(&Device::cpu(), &[2, 3], &row).unwrap());
+    let added = Case::new(1, 2, 3, 1, 4).masked(Tensor::from_slice(&device(), &[2, 3], &row).unwrap());
     inputs = case.inputs(DType::F32);
     assert_eq!(run(&case, &inputs, &dy), run(&added, &inputs, &dy));
 }
 
-#[test]
 fn empty_sides_are_fine() {
     for dims in [[0, 3, 4, 2, 3], [2, 0, 4, 2, 3], [2, 3, 0, 2, 3]] {
         let case = Case { dims, ..Case::new(1, 1, 1, 1, 1) };
@@ -346,21 +352,19 @@ fn empty_sides_are_fine() {
 }
 
 /// Sizes that overflow are no panic where a batch of nothing lets them exist.
-#[test]
 fn sizes_beyond_memory_are_fine_in_a_batch_of_nothing() {
     let long = usize::MAX / 2;
     let case = Case { dims: [0, long, long, 1, 3], ..Case::new(1, 1, 1, 1, 1) };
-    let case = case.masked(Tensor::zeros(&Device::cpu(), &[0, 1, long, long], DType::U8).unwrap());
-    let [q, k, v] = case.shapes().map(|dims| Tensor::zeros(&Device::cpu(), &dims, DType::F32).unwrap());
+    let case = case.masked(Tensor::zeros(&device(), &[0, 1, long, long], DType::U8).unwrap());
+    let [q, k, v] = case.shapes().map(|dims| Tensor::zeros(&device(), &dims, DType::F32).unwrap());
     let desc = Desc::new(&q, &k, &v, &case.options()).unwrap();
     assert_eq!((desc.flops(), desc.bytes()), (0, 0));
     assert!(run(&case, &[q.clone(), k, v], &q).iter().all(|result| result.is_empty()));
 }
 
-#[test]
 fn only_what_backward_needs_is_kept() {
     let case = Case::new(2, 5, 7, 2, 8);
-    let params = ParamSet::none(&Device::cpu(), DType::F32).unwrap();
+    let params = ParamSet::none(&device(), DType::F32).unwrap();
     let (q_bytes, k_bytes, lse) = (2 * 5 * 16 * 4, 2 * 7 * 16 * 4, 2 * 5 * 2 * 4);
     for (learns, bytes) in [
         ([true, false, false], q_bytes + 2 * k_bytes + lse),
@@ -378,12 +382,11 @@ fn only_what_backward_needs_is_kept() {
     }
 }
 
-#[test]
 fn only_the_wanted_gradients_are_computed_and_they_are_the_same() {
     let case = Case::new(2, 5, 7, 2, 8).causal();
     let (inputs, dy) = (case.inputs(DType::F32), case.cotangent(DType::F32));
     let all = run(&case, &inputs, &dy);
-    let params = ParamSet::none(&Device::cpu(), DType::F32).unwrap();
+    let params = ParamSet::none(&device(), DType::F32).unwrap();
     for wanted in 0..3 {
         let mut tape = Tape::deterministic(&params);
         let vars: Vec<Var> = (0..3)
@@ -398,7 +401,7 @@ fn only_the_wanted_gradients_are_computed_and_they_are_the_same() {
 
 #[test]
 fn operands_that_do_not_fit_are_named() {
-    let make = |dims: &[usize], dtype| Tensor::zeros(&Device::cpu(), dims, dtype).unwrap();
+    let make = |dims: &[usize], dtype| Tensor::zeros(&device(), dims, dtype).unwrap();
     let (q, k) = (make(&[2, 3, 8], DType::F32), make(&[2, 5, 8], DType::F32));
     let options = |heads| AttentionOptions { heads, ..AttentionOptions::default() };
     let refused = |q: &Tensor, k: &Tensor, v: &Tensor, o: &AttentionOptions, part: &str| {
@@ -425,7 +428,7 @@ fn operands_that_do_not_fit_are_named() {
 /// softmax of (0, ln 3) is (1/4, 3/4).
 #[test]
 fn golden_values() {
-    let make = |dims: &[usize], values: &[f64]| Tensor::from_slice(&Device::cpu(), dims, values).unwrap();
+    let make = |dims: &[usize], values: &[f64]| Tensor::from_slice(&device(), dims, values).unwrap();
     let case = Case { scale: Some(1.0), ..Case::new(1, 1, 2, 1, 1) };
     let inputs = [make(&[1, 1, 1], &[1.0]), make(&[1, 2, 1], &[0.0, 3f64.ln()]), make(&[1, 2, 1], &[8.0, 4.0])];
     let [y, dq, dk, dv] = run(&case, &inputs, &make(&[1, 1, 1], &[1.0]));

@@ -1,11 +1,17 @@
 use super::*;
 use crate::device::Device;
-use crate::ops::check::{STORED, TAILS, draw, draw_integers};
+use crate::ops::check::{STORED, TAILS, device, draw, draw_integers, on_each_device};
 use crate::testing::compare;
+
+on_each_device!(
+    integers_are_summed_exactly_in_every_split_of_the_work,
+    random_sums_are_within_their_bound_and_a_lost_row_is_not,
+    no_rows_give_zero_or_what_was_there,
+);
 
 fn sums(x: &Tensor, batch: usize, cols: usize, scale: f64, before: Option<&[f64]>, dtype: DType) -> Vec<f64> {
     let before32: Vec<f32> = before.unwrap_or(&vec![7.0; batch * cols]).iter().map(|&v| v as f32).collect();
-    let tensor = Tensor::from_f32(&Device::cpu(), &[batch, cols], &before32, dtype).unwrap();
+    let tensor = Tensor::from_f32(&device(), &[batch, cols], &before32, dtype).unwrap();
     let target = Target { tensor, accumulate: before.is_some() };
     column_sum(x, batch, cols, scale, &target).unwrap();
     target.tensor.to_f64_vec().unwrap()
@@ -17,7 +23,6 @@ fn plain(x: &[f64], batch: usize, cols: usize, term: impl Fn(f64) -> f64) -> Vec
     (0..batch * cols).map(|i| at(i / cols, i % cols)).collect()
 }
 
-#[test]
 fn integers_are_summed_exactly_in_every_split_of_the_work() {
     // Few rows of many columns, many rows of few, one block, one tile, and several of each.
     for (batch, rows, cols) in
@@ -34,7 +39,6 @@ fn integers_are_summed_exactly_in_every_split_of_the_work() {
     }
 }
 
-#[test]
 fn random_sums_are_within_their_bound_and_a_lost_row_is_not() {
     for dtype in STORED {
         for rows in TAILS {
@@ -48,9 +52,8 @@ fn random_sums_are_within_their_bound_and_a_lost_row_is_not() {
     }
 }
 
-#[test]
 fn no_rows_give_zero_or_what_was_there() {
-    let x = Tensor::empty(&Device::cpu(), &[2, 0, 3], DType::F32).unwrap();
+    let x = Tensor::empty(&device(), &[2, 0, 3], DType::F32).unwrap();
     assert_eq!(sums(&x, 2, 3, 1.0, None, DType::F32), [0.0; 6]);
     let before = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
     assert_eq!(sums(&x, 2, 3, 1.0, Some(&before), DType::F32), before);
@@ -70,7 +73,7 @@ fn the_number_of_threads_changes_no_bit() {
 fn what_does_not_fit_is_refused() {
     let (x, _) = draw("x", &[4, 3], DType::F32);
     let target =
-        |dims: &[usize]| Target { tensor: Tensor::empty(&Device::cpu(), dims, DType::F32).unwrap(), accumulate: false };
+        |dims: &[usize]| Target { tensor: Tensor::empty(&device(), dims, DType::F32).unwrap(), accumulate: false };
     assert!(matches!(column_sum(&x, 1, 5, 1.0, &target(&[5])), Err(Error::Shape { argument: "x", .. })));
     assert!(matches!(column_sum(&x, 1, 3, 1.0, &target(&[4])), Err(Error::Shape { argument: "target", .. })));
     let turned = x.transpose(0, 1).unwrap();

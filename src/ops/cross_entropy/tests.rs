@@ -1,14 +1,24 @@
 use super::*;
 use crate::autograd::Grads;
 use crate::device::Device;
+use crate::ops::check::{device, on_each_device};
 use crate::tensor::{Init, ParamSet, ParamSetBuilder};
 use crate::testing::{compare, gradient, integers, normal};
+
+on_each_device!(
+    every_dtype_and_tail_is_within_its_bound,
+    a_wrong_result_is_rejected,
+    with_no_target_left_loss_and_gradient_are_zero,
+    i32_targets_and_more_dimensions_are_the_same,
+    nan_spreads_to_the_loss_and_to_its_row_alone,
+    a_parameter_collects_its_gradient_in_f32_over_two_backwards,
+);
 
 const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
 fn logits(m: usize, c: usize, dtype: DType) -> Tensor {
     let values: Vec<f32> = normal("logits", m * c).iter().map(|v| 3.0 * v).collect();
-    Tensor::from_f32(&Device::cpu(), &[m, c], &values, dtype).unwrap()
+    Tensor::from_f32(&device(), &[m, c], &values, dtype).unwrap()
 }
 
 /// Every fifth target is −1.
@@ -17,7 +27,7 @@ fn targets(m: usize, c: usize) -> Vec<i64> {
 }
 
 fn column(targets: &[i64]) -> Tensor {
-    Tensor::from_slice(&Device::cpu(), &[targets.len()], targets).unwrap()
+    Tensor::from_slice(&device(), &[targets.len()], targets).unwrap()
 }
 
 /// Loss and gradient, as f64.
@@ -98,7 +108,6 @@ fn gradients_agree_with_central_differences() {
     }
 }
 
-#[test]
 fn every_dtype_and_tail_is_within_its_bound() {
     for dtype in FLOATS {
         for (m, c) in [(1, 1), (3, 7), (33, 10), (5, 17), (9, 1000), (2, 5003)] {
@@ -113,7 +122,6 @@ fn every_dtype_and_tail_is_within_its_bound() {
     }
 }
 
-#[test]
 fn a_wrong_result_is_rejected() {
     let (x, y) = (logits(33, 10, DType::F32), targets(33, 10));
     let right = all_options()[1];
@@ -131,14 +139,14 @@ fn a_wrong_result_is_rejected() {
 #[test]
 fn equal_logits_give_exact_slopes_and_golden_losses() {
     for dtype in FLOATS {
-        let x = Tensor::zeros(&Device::cpu(), &[2, 4], dtype).unwrap();
+        let x = Tensor::zeros(&device(), &[2, 4], dtype).unwrap();
         let (loss, slope) = run(&x, &column(&[2, 0]), &CrossEntropyOptions::default()).unwrap();
         assert!((loss - 4f64.ln()).abs() < 1e-6);
         let exact: Vec<f64> = [1, 1, -3, 1, -3, 1, 1, 1].map(|v| f64::from(v) / 8.0).into();
         assert!(slope.iter().zip(&exact).all(|(g, w)| (g - w).abs() <= dtype.unit_roundoff()), "{slope:?}");
     }
     // ln(1 + e^−1) and ln(1 + e).
-    let x = Tensor::from_slice(&Device::cpu(), &[2, 2], &[1.0f64, 0.0, 1.0, 0.0]).unwrap();
+    let x = Tensor::from_slice(&device(), &[2, 2], &[1.0f64, 0.0, 1.0, 0.0]).unwrap();
     let (loss, _) = run(&x, &column(&[0, 1]), &CrossEntropyOptions::default()).unwrap();
     assert!((loss - (0.313_261_687_518_222_8 + 1.313_261_687_518_222_8) / 2.0).abs() < 1e-15);
 }
@@ -159,28 +167,25 @@ fn micro_batches_with_a_common_denominator_add_up_to_the_whole() {
     assert!((sum - whole).abs() < 1e-14 && compare::exact(&slopes, &slope).ok());
 }
 
-#[test]
 fn with_no_target_left_loss_and_gradient_are_zero() {
     let options = CrossEntropyOptions { ignore_index: Some(-100), ..CrossEntropyOptions::default() };
     // What an ignored row holds is not looked at.
-    let x = Tensor::from_slice(&Device::cpu(), &[3, 5], &[f32::NAN; 15]).unwrap();
+    let x = Tensor::from_slice(&device(), &[3, 5], &[f32::NAN; 15]).unwrap();
     let (loss, slope) = run(&x, &column(&[-100; 3]), &options).unwrap();
     assert!(loss == 0.0 && slope.iter().all(|&s| s == 0.0));
     let (loss, slope) = run(&logits(0, 5, DType::F32), &column(&[]), &options).unwrap();
     assert!(loss == 0.0 && slope.is_empty());
 }
 
-#[test]
 fn i32_targets_and_more_dimensions_are_the_same() {
     let (x, y) = (logits(6, 5, DType::F32), targets(6, 5));
     let options = all_options()[1];
     let narrow: Vec<i32> = y.iter().map(|&y| y as i32).collect();
-    let shaped = Tensor::from_slice(&Device::cpu(), &[2, 3], &narrow).unwrap();
+    let shaped = Tensor::from_slice(&device(), &[2, 3], &narrow).unwrap();
     let got = run(&x.reshape(&[2, 3, 5]).unwrap(), &shaped, &options).unwrap();
     assert_eq!(got, run(&x, &column(&y), &options).unwrap());
 }
 
-#[test]
 fn nan_spreads_to_the_loss_and_to_its_row_alone() {
     let x = logits(3, 20, DType::F32);
     let mut values = x.to_f32_vec().unwrap();
@@ -199,11 +204,10 @@ fn results_do_not_depend_on_the_number_of_threads() {
     assert_eq!(run(&x, &y, &options).unwrap(), one.install(|| run(&x, &y, &options)).unwrap());
 }
 
-#[test]
 fn a_parameter_collects_its_gradient_in_f32_over_two_backwards() {
     let mut builder = ParamSetBuilder::new();
     let id = builder.add("x", &[4, 3], Init::Values(integers("x", 12, 2))).unwrap();
-    let params = builder.build(&Device::cpu(), DType::BF16, 0).unwrap();
+    let params = builder.build(&device(), DType::BF16, 0).unwrap();
     let mut grads = Grads::zeros(&params).unwrap();
     let y = [0, 1, 2, 1];
     for _ in 0..2 {
@@ -229,9 +233,9 @@ fn what_does_not_fit_is_named() {
     refused(&x, &column(&[0, 1, -1]), fine, "-1 in row 2");
     refused(&x, &column(&[0, 7, -1]), CrossEntropyOptions { ignore_index: Some(-1), ..fine }, "7 in row 1");
     refused(&x, &column(&[0, 1]), fine, "`targets`");
-    refused(&x, &Tensor::zeros(&Device::cpu(), &[3], DType::F32).unwrap(), fine, "i32 or i64");
-    refused(&Tensor::zeros(&Device::cpu(), &[3, 0], DType::F32).unwrap(), &column(&[0; 3]), fine, "`logits`");
-    refused(&Tensor::zeros(&Device::cpu(), &[3, 4], DType::I32).unwrap(), &column(&[0; 3]), fine, "`logits`");
+    refused(&x, &Tensor::zeros(&device(), &[3], DType::F32).unwrap(), fine, "i32 or i64");
+    refused(&Tensor::zeros(&device(), &[3, 0], DType::F32).unwrap(), &column(&[0; 3]), fine, "`logits`");
+    refused(&Tensor::zeros(&device(), &[3, 4], DType::I32).unwrap(), &column(&[0; 3]), fine, "`logits`");
     refused(&x, &column(&[0; 3]), CrossEntropyOptions { denominator: Some(0), ..fine }, "`denominator`");
     for e in [-0.1, 1.1, f64::NAN] {
         refused(&x, &column(&[0; 3]), CrossEntropyOptions { label_smoothing: e, ..fine }, "`label_smoothing`");

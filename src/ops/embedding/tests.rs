@@ -1,11 +1,20 @@
 use super::*;
 use crate::autograd::Grads;
 use crate::device::Device;
+use crate::ops::check::{device, floats, on_each_device};
 use crate::tensor::{Init, ParamSet, ParamSetBuilder};
 use crate::testing::{compare, gradient, integers, normal};
 
+on_each_device!(
+    rows_and_their_sums_are_exact,
+    sums_stay_within_the_bound_of_their_length,
+    a_parameter_adds_up_in_f32_and_rows_not_used_stay,
+    a_frozen_table_leaves_no_trace,
+    empty_sides_nan_and_i32_ids_are_fine,
+);
+
 fn numbers(ids: &[i64], dims: &[usize]) -> Tensor {
-    Tensor::from_slice(&Device::cpu(), dims, ids).unwrap()
+    Tensor::from_slice(&device(), dims, ids).unwrap()
 }
 
 /// Ids with many repeats, some rows never used.
@@ -30,13 +39,12 @@ fn gradients_agree_with_central_differences() {
     gradient::check(&[(&[5, 3][..], table)], None, |tape, x| embedding(tape, &places, &x[0])).unwrap();
 }
 
-#[test]
 fn rows_and_their_sums_are_exact() {
-    for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
+    for dtype in floats() {
         for (m, v, d) in [(1, 1, 1), (3, 7, 3), (33, 5, 7), (200, 31, 33), (1, 9, 64)] {
             let places = ids(m, v);
-            let table = Tensor::from_f32(&Device::cpu(), &[v, d], &integers("table", v * d, 100), dtype).unwrap();
-            let dy = Tensor::from_f32(&Device::cpu(), &[m, d], &integers("dy", m * d, 1), dtype).unwrap();
+            let table = Tensor::from_f32(&device(), &[v, d], &integers("table", v * d, 100), dtype).unwrap();
+            let dy = Tensor::from_f32(&device(), &[m, d], &integers("dy", m * d, 1), dtype).unwrap();
             let (y, slope) = run(&numbers(&places, &[m]), &table, &dy).unwrap();
             let (table, dy) = (table.to_f64_vec().unwrap(), dy.to_f64_vec().unwrap());
             let (mut want, mut sums) = (Vec::new(), vec![0.0; v * d]);
@@ -52,12 +60,11 @@ fn rows_and_their_sums_are_exact() {
     }
 }
 
-#[test]
 fn sums_stay_within_the_bound_of_their_length() {
     let (m, v, d) = (500, 7, 5);
     let places = ids(m, v);
-    let table = Tensor::zeros(&Device::cpu(), &[v, d], DType::BF16).unwrap();
-    let dy = Tensor::from_f32(&Device::cpu(), &[m, d], &normal("dy", m * d), DType::BF16).unwrap();
+    let table = Tensor::zeros(&device(), &[v, d], DType::BF16).unwrap();
+    let dy = Tensor::from_f32(&device(), &[m, d], &normal("dy", m * d), DType::BF16).unwrap();
     let (_, slope) = run(&numbers(&places, &[m]), &table, &dy).unwrap();
     let dy = dy.to_f64_vec().unwrap();
     let (mut want, mut magnitude) = (vec![0.0; v * d], vec![0.0; v * d]);
@@ -71,13 +78,12 @@ fn sums_stay_within_the_bound_of_their_length() {
     assert!(outcome.ok(), "{outcome:?}");
 }
 
-#[test]
 fn a_parameter_adds_up_in_f32_and_rows_not_used_stay() {
     let mut builder = ParamSetBuilder::new();
     let id = builder.add("table", &[4, 3], Init::Zeros).unwrap();
-    let params = builder.build(&Device::cpu(), DType::F16, 0).unwrap();
+    let params = builder.build(&device(), DType::F16, 0).unwrap();
     let mut grads = Grads::zeros(&params).unwrap();
-    let dy = Tensor::from_f32(&Device::cpu(), &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], DType::F16).unwrap();
+    let dy = Tensor::from_f32(&device(), &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], DType::F16).unwrap();
     for _ in 0..2 {
         let mut tape = Tape::deterministic(&params);
         let table = tape.param(id).unwrap();
@@ -89,18 +95,16 @@ fn a_parameter_adds_up_in_f32_and_rows_not_used_stay() {
     assert_eq!(got, [0.0, 0.0, 0.0, 10.0, 14.0, 18.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
 }
 
-#[test]
 fn a_frozen_table_leaves_no_trace() {
-    let params = ParamSet::none(&Device::cpu(), DType::F32).unwrap();
+    let params = ParamSet::none(&device(), DType::F32).unwrap();
     let mut tape = Tape::deterministic(&params);
-    let table = Var::constant(Tensor::zeros(&Device::cpu(), &[4, 3], DType::F32).unwrap());
+    let table = Var::constant(Tensor::zeros(&device(), &[4, 3], DType::F32).unwrap());
     let y = embedding(&mut tape, &numbers(&[1, 3], &[2, 1]), &table).unwrap();
     assert!(tape.is_empty() && !y.needs_grad() && y.dims() == [2, 1, 3]);
 }
 
-#[test]
 fn empty_sides_nan_and_i32_ids_are_fine() {
-    let device = Device::cpu();
+    let device = device();
     let table = Tensor::from_slice(&device, &[2, 2], &[1.0f32, f32::NAN, 3.0, 4.0]).unwrap();
     let none = Tensor::zeros(&device, &[0, 2], DType::F32).unwrap();
     assert_eq!(run(&numbers(&[], &[0]), &table, &none).unwrap().1, [0.0; 4]);
@@ -116,7 +120,7 @@ fn empty_sides_nan_and_i32_ids_are_fine() {
 
 #[test]
 fn what_does_not_fit_is_named() {
-    let device = Device::cpu();
+    let device = device();
     let table = Tensor::zeros(&device, &[4, 3], DType::F32).unwrap();
     let refused = |ids: &Tensor, table: &Tensor, part: &str| {
         let params = ParamSet::none(&device, DType::F32).unwrap();

@@ -1,9 +1,20 @@
 use super::*;
 use crate::autograd::Grads;
 use crate::device::Device;
-use crate::ops::check::{STORED, TAILS, constant, draw, draw_integers, forward as infer, params, run, wide};
+use crate::ops::check::{
+    STORED, TAILS, constant, device, draw, draw_integers, forward as infer, on_each_device, params, run, wide,
+};
 use crate::ops::{Activation, activation};
 use crate::testing::{compare, gradient};
+
+on_each_device!(
+    rows_of_ones_come_out_exact,
+    random_rows_are_within_their_bounds_and_wrong_ones_are_not,
+    a_large_common_offset_does_not_cancel,
+    only_what_backward_needs_is_kept,
+    who_saves_the_output_keeps_input_and_statistics_and_gets_the_same_bits,
+    nothing_is_fine_and_nan_stays_in_its_row,
+);
 
 const BOTH: [Kind; 2] = [Kind::Layer, Kind::Rms];
 const EPS: f64 = 1e-5;
@@ -40,8 +51,8 @@ fn gradients_agree_with_central_differences() {
 fn golden_values() {
     let row = |kind, x: &[f64], eps: f64| {
         let d = x.len();
-        let x = Tensor::from_slice(&Device::cpu(), &[d], x).unwrap();
-        let gamma = Tensor::from_slice(&Device::cpu(), &[d], &vec![2.0; d]).unwrap();
+        let x = Tensor::from_slice(&device(), &[d], x).unwrap();
+        let gamma = Tensor::from_slice(&device(), &[d], &vec![2.0; d]).unwrap();
         infer(&[&x, &gamma], apply(kind, eps)).unwrap().to_f64_vec().unwrap()
     };
     let close = |got: Vec<f64>, want: &[f64]| {
@@ -60,13 +71,12 @@ fn golden_values() {
     close(row(Kind::Layer, &[5.0, 5.0, 5.0], 1e-5), &[0.0; 3]);
 }
 
-#[test]
 fn rows_of_ones_come_out_exact() {
     // x = ±1 with mean 0 and ε = 3: ρ = 1/2, and with d a power of two every mean is exact.
     for dtype in STORED {
         for (m, d) in [(1, 2), (3, 4), (7, 64), (300, 8), (5, 2048)] {
             let signs: Vec<f32> = (0..m * d).map(|i| if (i % d + i / d) % 2 == 0 { 1.0 } else { -1.0 }).collect();
-            let x = Tensor::from_f32(&Device::cpu(), &[m, d], &signs, dtype).unwrap();
+            let x = Tensor::from_f32(&device(), &[m, d], &signs, dtype).unwrap();
             let ((gamma, gs), (beta, bs)) =
                 (draw_integers("gamma", &[d], 2, dtype), draw_integers("beta", &[d], 4, dtype));
             let (dy, ys) = draw_integers("dy", &[m, d], 1, dtype);
@@ -134,7 +144,6 @@ fn reference(kind: Kind, d: usize, x: &[f64], gamma: &[f64], beta: &[f64], dy: &
     r
 }
 
-#[test]
 fn random_rows_are_within_their_bounds_and_wrong_ones_are_not() {
     for dtype in STORED {
         for d in TAILS {
@@ -165,11 +174,10 @@ fn random_rows_are_within_their_bounds_and_wrong_ones_are_not() {
     }
 }
 
-#[test]
 fn a_large_common_offset_does_not_cancel() {
     let values: Vec<f32> = crate::testing::normal("x", 64).iter().map(|v| v + 4096.0).collect();
-    let x = Tensor::from_f32(&Device::cpu(), &[1, 64], &values, DType::F32).unwrap();
-    let ones = Tensor::from_f32(&Device::cpu(), &[64], &[1.0; 64], DType::F32).unwrap();
+    let x = Tensor::from_f32(&device(), &[1, 64], &values, DType::F32).unwrap();
+    let ones = Tensor::from_f32(&device(), &[64], &[1.0; 64], DType::F32).unwrap();
     let y = infer(&[&x, &ones], apply(Kind::Layer, EPS)).unwrap().to_f64_vec().unwrap();
     let xs: Vec<f64> = values.iter().map(|&v| f64::from(v)).collect();
     let want = reference(Kind::Layer, 64, &xs, &[1.0; 64], &[0.0; 64], &xs).y;
@@ -178,7 +186,6 @@ fn a_large_common_offset_does_not_cancel() {
     assert!(worst < 1e-3, "{worst}");
 }
 
-#[test]
 fn only_what_backward_needs_is_kept() {
     let params = params(DType::F32);
     let (x, gamma, beta) =
@@ -198,7 +205,6 @@ fn only_what_backward_needs_is_kept() {
     assert_eq!(bytes([true, true, true]), (1, both, true));
 }
 
-#[test]
 fn who_saves_the_output_keeps_input_and_statistics_and_gets_the_same_bits() {
     for dtype in STORED {
         for kind in BOTH {
@@ -232,15 +238,14 @@ fn the_number_of_threads_changes_no_bit() {
     assert_eq!(with(1), with(3));
 }
 
-#[test]
 fn nothing_is_fine_and_nan_stays_in_its_row() {
     let gamma = draw("gamma", &[3], DType::F32).0;
-    let empty = Tensor::empty(&Device::cpu(), &[0, 3], DType::F32).unwrap();
+    let empty = Tensor::empty(&device(), &[0, 3], DType::F32).unwrap();
     for kind in BOTH {
         let (y, grads) = run(&[&empty, &gamma, &gamma][..kind.statistics() + 1], &empty, apply(kind, EPS));
         assert!(y.is_empty() && grads[0].is_empty());
         assert!(grads[1..].iter().all(|g| g == &[0.0; 3]));
-        let x = Tensor::from_f32(&Device::cpu(), &[2, 3], &[1.0, f32::NAN, 2.0, 1.0, 2.0, 3.0], DType::F32).unwrap();
+        let x = Tensor::from_f32(&device(), &[2, 3], &[1.0, f32::NAN, 2.0, 1.0, 2.0, 3.0], DType::F32).unwrap();
         let (y, grads) = run(&[&x, &gamma], &x, apply(kind, EPS));
         assert!(y[..3].iter().all(|v| v.is_nan()) && y[3..].iter().all(|v| v.is_finite()));
         assert!(grads[0][..3].iter().all(|v| v.is_nan()) && grads[1].iter().all(|v| v.is_nan()));

@@ -1,8 +1,16 @@
 use super::*;
 use crate::autograd::Grads;
 use crate::device::Device;
+use crate::ops::check::{device, floats, on_each_device};
 use crate::tensor::ParamSet;
 use crate::testing::{compare, gradient, integers, normal};
+
+on_each_device!(
+    integers_come_out_exactly,
+    every_result_is_within_its_bound,
+    golden_values,
+    empty_batches_and_nan_are_fine,
+);
 
 /// b, c, H, W, patch, d, and whether there are bias, class token and positions.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +34,7 @@ impl Case {
     fn tensors(&self, dtype: DType, values: impl Fn(&str, usize) -> Vec<f32>) -> Vec<Tensor> {
         let names = ["pixels", "weight", "bias", "cls", "positions"];
         let make = |(name, dims): (&str, Vec<usize>)| {
-            Tensor::from_f32(&Device::cpu(), &dims, &values(name, dims.iter().product()), dtype).unwrap()
+            Tensor::from_f32(&device(), &dims, &values(name, dims.iter().product()), dtype).unwrap()
         };
         names.into_iter().zip(self.shapes()).map(make).collect()
     }
@@ -115,13 +123,12 @@ fn gradients_agree_with_central_differences() {
     }
 }
 
-#[test]
 fn integers_come_out_exactly() {
-    for dtype in [DType::F64, DType::F32] {
+    for dtype in floats().into_iter().filter(|dtype| dtype.size() >= 4) {
         for case in cases() {
             let x = case.tensors(dtype, |name, len| integers(name, len, 3));
             let dims = [case.sizes[0], case.t(), case.sizes[5]];
-            let dy = Tensor::from_f32(&Device::cpu(), &dims, &integers("dy", dims.iter().product(), 3), dtype).unwrap();
+            let dy = Tensor::from_f32(&device(), &dims, &integers("dy", dims.iter().product(), 3), dtype).unwrap();
             for (got, (mut want, _)) in run(&case, &x, &dy).iter().zip(reference(&case, &x, &dy)) {
                 assert!(compare::exact(got, &want).ok(), "{dtype} {case:?}");
                 if let Some(first) = want.first_mut() {
@@ -133,14 +140,13 @@ fn integers_come_out_exactly() {
     }
 }
 
-#[test]
 fn every_result_is_within_its_bound() {
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         for case in cases() {
             let [b, c, _, _, p, d] = case.sizes;
             let x = case.tensors(dtype, normal);
             let dims = [b, case.t(), d];
-            let dy = Tensor::from_f32(&Device::cpu(), &dims, &normal("dy", dims.iter().product()), dtype).unwrap();
+            let dy = Tensor::from_f32(&device(), &dims, &normal("dy", dims.iter().product()), dtype).unwrap();
             let terms = [c * p * p + 2, d, b * case.t(), b, b];
             for ((got, (want, magnitude)), terms) in
                 run(&case, &x, &dy).iter().zip(reference(&case, &x, &dy)).zip(terms)
@@ -153,9 +159,8 @@ fn every_result_is_within_its_bound() {
 }
 
 /// Two patches of a 1 × 2 × 4 image under a weight that sums the left and the right column.
-#[test]
 fn golden_values() {
-    let device = Device::cpu();
+    let device = device();
     let make = |dims: &[usize], v: &[f32]| Tensor::from_slice(&device, dims, v).unwrap();
     let weight = FrozenWeight::new(make(&[2, 1, 2, 2], &[1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0])).unwrap();
     let params = ParamSet::none(&device, DType::F32).unwrap();
@@ -166,18 +171,17 @@ fn golden_values() {
     assert_eq!(y.unwrap().tensor().to_vec::<f32>().unwrap(), [100.5, 200.5, 7.5, 9.5, 12.5, 14.5]);
 }
 
-#[test]
 fn empty_batches_and_nan_are_fine() {
     let case = Case { sizes: [0, 2, 4, 4, 2, 3], given: [true; 3] };
     let x = case.tensors(DType::F32, normal);
-    let results = run(&case, &x, &Tensor::zeros(&Device::cpu(), &[0, 5, 3], DType::F32).unwrap());
+    let results = run(&case, &x, &Tensor::zeros(&device(), &[0, 5, 3], DType::F32).unwrap());
     assert!(results[0].is_empty() && results[2..].iter().flatten().all(|&v| v == 0.0));
     assert_eq!(results[2..].iter().map(Vec::len).collect::<Vec<_>>(), [3, 3, 15]);
 
     let case = Case { sizes: [1, 1, 2, 4, 2, 3], given: [false, true, false] };
     let x = case.tensors(DType::F32, normal);
     x[0].overwrite(&[1.0, 1.0, f32::NAN, 1.0, 1.0, 1.0, 1.0, 1.0f32]).unwrap();
-    let y = &run(&case, &x, &Tensor::zeros(&Device::cpu(), &[1, 3, 3], DType::F32).unwrap())[0];
+    let y = &run(&case, &x, &Tensor::zeros(&device(), &[1, 3, 3], DType::F32).unwrap())[0];
     assert!(y[..6].iter().all(|v| v.is_finite()) && y[6..].iter().all(|v| v.is_nan()));
 }
 
@@ -185,7 +189,7 @@ fn empty_batches_and_nan_are_fine() {
 fn pixels_are_kept_for_the_weights_account_alone() {
     let case = Case { sizes: [2, 1, 4, 4, 2, 3], given: [true; 3] };
     let x = case.tensors(DType::F32, normal);
-    let params = ParamSet::none(&Device::cpu(), DType::F32).unwrap();
+    let params = ParamSet::none(&device(), DType::F32).unwrap();
     let mut tape = Tape::accounting(&params);
     let weight = FrozenWeight::new(x[1].clone()).unwrap();
     let rest: Vec<Var> = x[2..].iter().map(|x| Var::constant(x.clone())).collect();
@@ -195,7 +199,7 @@ fn pixels_are_kept_for_the_weights_account_alone() {
 
 #[test]
 fn what_does_not_fit_is_named() {
-    let make = |dims: &[usize]| Tensor::zeros(&Device::cpu(), dims, DType::F32).unwrap();
+    let make = |dims: &[usize]| Tensor::zeros(&device(), dims, DType::F32).unwrap();
     let (pixels, weight) = (make(&[1, 2, 4, 6]), FrozenWeight::new(make(&[5, 2, 2, 2])).unwrap());
     let refused = |pixels: &Tensor, bias: Option<Tensor>, cls: Option<Tensor>, pos: Option<Tensor>, p, part: &str| {
         let made = Desc::new(pixels, &weight, bias.as_ref(), cls.as_ref(), pos.as_ref(), p);

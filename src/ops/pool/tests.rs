@@ -1,7 +1,9 @@
 use super::*;
 use crate::device::Device;
-use crate::ops::check::{STORED, TAILS, draw, draw_integers, forward, run, wide};
+use crate::ops::check::{STORED, TAILS, device, draw, draw_integers, forward, on_each_device, run, wide};
 use crate::testing::{compare, gradient};
+
+on_each_device!(integers_come_out_exact, a_mean_of_many_tokens_is_within_its_bound, nothing_is_fine_and_nan_passes,);
 
 const BOTH: [Pooling; 2] = [Pooling::Mean, Pooling::ClassToken];
 
@@ -19,7 +21,6 @@ fn gradients_agree_with_central_differences() {
     }
 }
 
-#[test]
 fn integers_come_out_exact() {
     for dtype in STORED {
         for d in TAILS {
@@ -52,7 +53,6 @@ fn integers_come_out_exact() {
     }
 }
 
-#[test]
 fn a_mean_of_many_tokens_is_within_its_bound() {
     for dtype in STORED {
         let (x, xs) = draw("x", &[2, 997, 5], dtype);
@@ -65,19 +65,18 @@ fn a_mean_of_many_tokens_is_within_its_bound() {
     }
 }
 
-#[test]
 fn nothing_is_fine_and_nan_passes() {
     for dims in [[0, 3, 4], [2, 3, 0]] {
-        let x = Tensor::empty(&Device::cpu(), &dims, DType::F32).unwrap();
+        let x = Tensor::empty(&device(), &dims, DType::F32).unwrap();
         for pooling in BOTH {
             let (y, grads) =
-                run(&[&x], &Tensor::empty(&Device::cpu(), &[dims[0], dims[2]], DType::F32).unwrap(), |tape, v| {
+                run(&[&x], &Tensor::empty(&device(), &[dims[0], dims[2]], DType::F32).unwrap(), |tape, v| {
                     pool(tape, &v[0], pooling)
                 });
             assert!(y.is_empty() && grads[0].is_empty());
         }
     }
-    let x = Tensor::from_f32(&Device::cpu(), &[1, 2, 2], &[f32::NAN, 1.0, 2.0, 3.0], DType::BF16).unwrap();
+    let x = Tensor::from_f32(&device(), &[1, 2, 2], &[f32::NAN, 1.0, 2.0, 3.0], DType::BF16).unwrap();
     for pooling in BOTH {
         let y = forward(&[&x], |tape, v| pool(tape, &v[0], pooling)).unwrap().to_f32_vec().unwrap();
         assert!(y[0].is_nan() && !y[1].is_nan());
@@ -87,7 +86,7 @@ fn nothing_is_fine_and_nan_passes() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let of = |dims: &[usize], dtype| {
-        let x = Tensor::empty(&Device::cpu(), dims, dtype).unwrap();
+        let x = Tensor::empty(&device(), dims, dtype).unwrap();
         forward(&[&x], |tape, v| pool(tape, &v[0], Pooling::Mean))
     };
     assert!(matches!(of(&[2, 3], DType::F32), Err(Error::Shape { argument: "x", .. })));

@@ -1,9 +1,22 @@
 use super::*;
 use crate::autograd::Grads;
 use crate::device::Device;
-use crate::ops::check::{STORED, TAILS, constant, draw, draw_integers, forward, params, run, wide};
+use crate::ops::check::{
+    STORED, TAILS, constant, device, draw, draw_integers, forward, on_each_device, params, run, wide,
+};
 use crate::tensor::{Init, ParamSetBuilder};
 use crate::testing::{compare, gradient};
+
+on_each_device!(
+    integers_come_out_exact,
+    random_values_are_within_their_bound_and_a_swapped_pair_is_not,
+    the_gradient_of_the_residual_is_not_copied,
+    a_parameter_accumulates_in_f32,
+    accumulating_adds_into_wider_targets_and_writes_fresh_ones,
+    into_dtype_goes_through_a_tensor_only_where_it_must,
+    nothing_is_fine_and_nan_passes,
+    an_empty_z_gets_a_gradient_of_zeros,
+);
 
 #[test]
 fn gradients_agree_with_central_differences() {
@@ -34,7 +47,6 @@ fn a_wrong_scale_is_rejected() {
     assert!(matches!(wrong, Err(Error::Autograd { .. })));
 }
 
-#[test]
 fn integers_come_out_exact() {
     for dtype in STORED {
         for d in TAILS {
@@ -51,7 +63,6 @@ fn integers_come_out_exact() {
     }
 }
 
-#[test]
 fn random_values_are_within_their_bound_and_a_swapped_pair_is_not() {
     for dtype in STORED {
         let ((x, xs), (z, zs)) = (draw("x", &[7, 33], dtype), draw("z", &[33], dtype));
@@ -66,7 +77,6 @@ fn random_values_are_within_their_bound_and_a_swapped_pair_is_not() {
     }
 }
 
-#[test]
 fn the_gradient_of_the_residual_is_not_copied() {
     let params = params(DType::F32);
     let mut tape = Tape::deterministic(&params);
@@ -78,17 +88,16 @@ fn the_gradient_of_the_residual_is_not_copied() {
     assert_eq!(done.input_gradient(&x).unwrap().buffer().id(), dy.buffer().id());
 }
 
-#[test]
 fn a_parameter_accumulates_in_f32() {
     let mut builder = ParamSetBuilder::new();
     let id = builder.add("z", &[2, 3], Init::Ones).unwrap();
-    let set = builder.build(&Device::cpu(), DType::BF16, 0).unwrap();
+    let set = builder.build(&device(), DType::BF16, 0).unwrap();
     let mut grads = Grads::zeros(&set).unwrap();
     for _ in 0..2 {
         let mut tape = Tape::deterministic(&set);
         let z = tape.param(id).unwrap();
         let y = scale_add(&mut tape, &constant(&[5, 2, 3], &[1.0; 30], DType::BF16), &z, 3.0).unwrap();
-        let dy = Tensor::from_f32(&Device::cpu(), &[5, 2, 3], &[0.1; 30], DType::BF16).unwrap();
+        let dy = Tensor::from_f32(&device(), &[5, 2, 3], &[0.1; 30], DType::BF16).unwrap();
         tape.backward_with(&y, dy, &mut grads).unwrap();
     }
     let tenth = f64::from(half::bf16::from_f32(0.1).to_f32());
@@ -96,13 +105,12 @@ fn a_parameter_accumulates_in_f32() {
     assert!(compare::bound(&got, &[30.0 * tenth; 6], &[30.0 * tenth; 6], 12, DType::F32).ok());
 }
 
-#[test]
 fn accumulating_adds_into_wider_targets_and_writes_fresh_ones() {
     for dtype in STORED {
         let (source, values) = draw_integers("source", &[33], 9, dtype);
         for to in [dtype, DType::F32] {
             for before in [1.0, 0.0] {
-                let tensor = Tensor::from_f32(&Device::cpu(), &[33], &[1.0; 33], to).unwrap();
+                let tensor = Tensor::from_f32(&device(), &[33], &[1.0; 33], to).unwrap();
                 let target = Target { tensor, accumulate: before != 0.0 };
                 accumulate(&target, &source).unwrap();
                 let want: Vec<f64> = values.iter().map(|v| v + before).collect();
@@ -112,13 +120,11 @@ fn accumulating_adds_into_wider_targets_and_writes_fresh_ones() {
     }
 }
 
-#[test]
 fn into_dtype_goes_through_a_tensor_only_where_it_must() {
-    let target =
-        Target { tensor: Tensor::from_f32(&Device::cpu(), &[3], &[1.0; 3], DType::F32).unwrap(), accumulate: true };
+    let target = Target { tensor: Tensor::from_f32(&device(), &[3], &[1.0; 3], DType::F32).unwrap(), accumulate: true };
     let halves = |to: &Target| {
         assert!(!to.accumulate && to.tensor.dtype() == DType::F16);
-        accumulate(to, &Tensor::from_f32(&Device::cpu(), &[3], &[0.5, 1.5, 2.5], DType::F16)?)
+        accumulate(to, &Tensor::from_f32(&device(), &[3], &[0.5, 1.5, 2.5], DType::F16)?)
     };
     into_dtype(&target, DType::F16, halves).unwrap();
     assert_eq!(target.tensor.to_f32_vec().unwrap(), [1.5, 2.5, 3.5]);
@@ -129,22 +135,20 @@ fn into_dtype_goes_through_a_tensor_only_where_it_must() {
     .unwrap();
 }
 
-#[test]
 fn nothing_is_fine_and_nan_passes() {
-    let empty = Tensor::empty(&Device::cpu(), &[0, 4], DType::F32).unwrap();
+    let empty = Tensor::empty(&device(), &[0, 4], DType::F32).unwrap();
     let z = draw("z", &[4], DType::F32).0;
     assert_eq!(forward(&[&empty, &z], |tape, v| scale_add(tape, &v[0], &v[1], 1.0)).unwrap().dims(), [0, 4]);
-    let nan = Tensor::from_f32(&Device::cpu(), &[2], &[f32::NAN, 1.0], DType::F16).unwrap();
-    let one = Tensor::from_f32(&Device::cpu(), &[2], &[1.0, 1.0], DType::F16).unwrap();
+    let nan = Tensor::from_f32(&device(), &[2], &[f32::NAN, 1.0], DType::F16).unwrap();
+    let one = Tensor::from_f32(&device(), &[2], &[1.0, 1.0], DType::F16).unwrap();
     for pair in [[&nan, &one], [&one, &nan]] {
         let y = forward(&pair, |tape, v| scale_add(tape, &v[0], &v[1], 1.0)).unwrap().to_f32_vec().unwrap();
         assert!(y[0].is_nan() && y[1] == 2.0);
     }
 }
 
-#[test]
 fn an_empty_z_gets_a_gradient_of_zeros() {
-    let empty = Tensor::empty(&Device::cpu(), &[0, 4], DType::F32).unwrap();
+    let empty = Tensor::empty(&device(), &[0, 4], DType::F32).unwrap();
     let (z, _) = draw("z", &[4], DType::F32);
     let (y, grads) = run(&[&empty, &z], &empty, |tape, v| scale_add(tape, &v[0], &v[1], 1.0));
     assert!(y.is_empty() && grads[0].is_empty());
@@ -163,7 +167,7 @@ fn what_does_not_fit_is_refused() {
     assert!(matches!(add(&turned, 1.0), Err(Error::NotContiguous { argument: "z", .. })));
     let there = Tensor::empty(&Device::trace(80), &[3], DType::F32).unwrap();
     assert!(matches!(add(&there, 1.0), Err(Error::DeviceMismatch { argument: "z", .. })));
-    let bytes = Tensor::empty(&Device::cpu(), &[2], DType::U8).unwrap();
+    let bytes = Tensor::empty(&device(), &[2], DType::U8).unwrap();
     assert!(matches!(forward(&[&bytes], |tape, v| scale(tape, &v[0], 1.0)), Err(Error::DType { .. })));
 }
 
