@@ -3,6 +3,8 @@
 CARGO ?= cargo
 JSON ?= target/demo.json
 DEVICE ?=
+# Devices that the tests must find; the others are ignored with a reason.
+REQUIRE ?= emulated
 
 device_flag = $(if $(DEVICE),--device $(DEVICE))
 graftwork = $(CARGO) run --quiet --release --features cli --bin graftwork --
@@ -11,7 +13,7 @@ graftwork = $(CARGO) run --quiet --release --features cli --bin graftwork --
 
 help:
 	@echo "make demo     train LoRA and a linear probe on a frozen trunk, with real images (DEVICE=cuda for the GPU)"
-	@echo "make test     every test; fetches a CUDA compiler into .cuda/ if there is none"
+	@echo "make test     every test; fetches a CUDA compiler into .cuda/ if there is none (REQUIRE=emulated,cuda on a GPU)"
 	@echo "make verify   every op on a device against the CPU reference (DEVICE=...)"
 	@echo "make bench    every op beside its floor (DEVICE=...), and the criterion benches"
 	@echo "make doc      the documentation"
@@ -26,7 +28,10 @@ cuda:
 	@scripts/fetch_nvcc.sh
 
 test: cuda
-	GRAFTWORK_REQUIRE_KERNELS=1 $(CARGO) test --workspace --all-features
+	GRAFTWORK_REQUIRE_KERNELS=1 GRAFTWORK_REQUIRE=$(REQUIRE) $(CARGO) test --workspace --all-features
+ifneq (,$(findstring cuda,$(REQUIRE)))
+	GRAFTWORK_REQUIRE_KERNELS=1 $(CARGO) test --all-features --lib -- --ignored on_cuda
+endif
 
 verify:
 	$(graftwork) verify $(device_flag)

@@ -27,6 +27,17 @@ fn the_build_is_of_the_kind_that_was_asked_for() {
     }
 }
 
+/// Without the variable, what is not here is ignored; with it, it is a failure.
+#[test]
+fn every_device_that_is_required_is_here() {
+    let required = std::env::var("GRAFTWORK_REQUIRE").unwrap_or_default();
+    for name in required.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        if let Err(error) = graftwork::Device::parse(name) {
+            panic!("GRAFTWORK_REQUIRE asks for {name}, which is not here: {error}");
+        }
+    }
+}
+
 #[test]
 fn symbols_are_unique_and_well_formed() {
     let mut seen = HashSet::new();
