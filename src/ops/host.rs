@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
 /// A type that the reference computes in: `f32` or `f64`.
-pub(crate) trait Real: Element + Product + super::math::Math {}
+pub(crate) trait Real: Element + Product + super::halves::Halves + super::math::Math {}
 
 impl Real for f32 {}
 impl Real for f64 {}
@@ -54,22 +54,34 @@ impl<'a, T: Real> In<'a, T> {
         }
         let mut out = vec![T::of(0.0); tensor.numel()];
         match tensor.dtype() {
-            DType::F32 => widen(&tensor.read::<f32>(op)?, &mut out, |v| T::of(f64::from(v))),
-            DType::F16 => widen(&tensor.read::<f16>(op)?, &mut out, |v| T::of(v.to_f64())),
-            DType::BF16 => widen(&tensor.read::<bf16>(op)?, &mut out, |v| T::of(v.to_f64())),
+            DType::F32 => convert(&tensor.read::<f32>(op)?, &mut out, each(|v: f32| T::of(f64::from(v)))),
+            DType::F16 => convert(&tensor.read::<f16>(op)?, &mut out, T::widen_f16),
+            DType::BF16 => convert(&tensor.read::<bf16>(op)?, &mut out, T::widen_bf16),
             got => return Err(Error::DType { op, argument: "tensor", expected: "a float type".into(), got }),
         }
         Ok(In::Widened(out))
     }
 }
 
-fn widen<S: Element, T: Real>(from: &[S], to: &mut [T], convert: impl Fn(S) -> T + Sync) {
-    for_rows(to, 4096, |block, out| {
-        let from = &from[block * 4096..];
-        for (o, &v) in out.iter_mut().zip(from) {
-            *o = convert(v);
+/// Converts piece by piece, on several threads when that pays.
+#[inline(always)]
+fn convert<S: Sync, T: Send>(from: &[S], to: &mut [T], piece: impl Fn(&[S], &mut [T]) + Sync) {
+    const PIECE: usize = 4096;
+    for_rows(
+        to,
+        PIECE,
+        #[inline(always)]
+        |block, to| piece(&from[block * PIECE..][..to.len()], to),
+    );
+}
+
+/// One element after the other.
+fn each<S: Copy, T>(convert: impl Fn(S) -> T) -> impl Fn(&[S], &mut [T]) {
+    move |from, to| {
+        for (to, &from) in to.iter_mut().zip(from) {
+            *to = convert(from);
         }
-    });
+    }
 }
 
 impl<T: Element> Deref for In<'_, T> {
@@ -115,22 +127,13 @@ impl<'a, T: Real> Out<'a, T> {
     pub fn finish(self) -> Result<()> {
         let Out::Staged { values, target, op } = self else { return Ok(()) };
         match target.dtype() {
-            DType::F32 => narrow(&values, &mut target.write::<f32>(op)?, |v| v.to_f64() as f32),
-            DType::F16 => narrow(&values, &mut target.write::<f16>(op)?, |v| f16::from_f64(v.to_f64())),
-            DType::BF16 => narrow(&values, &mut target.write::<bf16>(op)?, |v| bf16::from_f64(v.to_f64())),
+            DType::F32 => convert(&values, &mut target.write::<f32>(op)?, each(|v: T| v.to_f64() as f32)),
+            DType::F16 => convert(&values, &mut target.write::<f16>(op)?, T::narrow_f16),
+            DType::BF16 => convert(&values, &mut target.write::<bf16>(op)?, T::narrow_bf16),
             got => return Err(Error::DType { op, argument: "output", expected: "a float type".into(), got }),
         }
         Ok(())
     }
-}
-
-fn narrow<S: Element, T: Real>(from: &[T], to: &mut [S], convert: impl Fn(T) -> S + Sync) {
-    for_rows(to, 4096, |block, out| {
-        let from = &from[block * 4096..];
-        for (o, &v) in out.iter_mut().zip(from) {
-            *o = convert(v);
-        }
-    });
 }
 
 impl<T: Element> Deref for Out<'_, T> {

@@ -9,6 +9,7 @@ pub mod column_sum;
 pub mod cross_entropy;
 pub mod embedding;
 pub mod frozen_linear;
+mod halves;
 mod host;
 mod lanes;
 pub mod linear;
