@@ -144,6 +144,14 @@ impl SavedAdapter {
         }
     }
 
+    /// All tensors with their names, sorted.
+    pub(super) fn tensors(&self) -> Vec<(String, &Tensor)> {
+        match self {
+            SavedAdapter::Peft(file) => file.tensors(),
+            SavedAdapter::Native(own) => own.tensors.iter().map(|(name, tensor)| (name.clone(), tensor)).collect(),
+        }
+    }
+
     pub(super) fn add_to(&self, transaction: &mut Transaction<'_>, dir: &Path) -> Result<()> {
         match self {
             SavedAdapter::Peft(adapter) => adapter.add_to(transaction, dir),

@@ -253,6 +253,11 @@ pub fn remove_directory(path: &Path) -> Result<()> {
     remove().map_err(|e| Error::io(path, e))
 }
 
+/// Removes what a process that died has left of a directory that was to become `path`.
+pub(super) fn discard_partial(path: &Path) -> Result<()> {
+    remove_dir(&beside(path, ".partial")).map_err(|e| Error::io(path, e))
+}
+
 fn create_new(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).open(path)
 }

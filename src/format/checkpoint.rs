@@ -6,8 +6,8 @@
 //!                   state.json            where the run stands, and what it was: see [`State`]
 //! ```
 //!
-//! A checkpoint is data: whoever trains fills it and takes it apart. It appears whole or not at all ([`super::atomic`]). Numbers
-//! that must come back bit for bit are tensors (losses may be NaN, which JSON cannot say) or finite `f64` in JSON, which is
+//! A checkpoint is data: whoever trains fills it and takes it apart. It appears whole or not at all ([`super::atomic`]), and a digest
+//! of every tensor, in the metadata of `state.safetensors`, shows if one has changed since. Numbers that must come back bit for bit are tensors (losses may be NaN, which JSON cannot say) or finite `f64` in JSON, which is
 //! written and read exactly.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,9 +17,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::adapter::SavedAdapter;
-use super::atomic::{Transaction, remove_directory, resolve};
+use super::atomic::{Transaction, discard_partial, remove_directory, resolve};
 use super::safetensors::{self, SafeTensors};
-use super::{read_small, short};
+use super::{digest, read_small, short};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -215,8 +215,11 @@ impl Checkpoint {
         }
         let mut transaction = begin()?;
         self.adapter.add_to(&mut transaction, path)?;
-        // The step ties the two state files together.
-        let metadata = BTreeMap::from([("step".to_owned(), self.state.progress.step.to_string())]);
+        let metadata = BTreeMap::from([
+            // Ties the two state files together.
+            ("step".to_owned(), self.state.progress.step.to_string()),
+            (DIGEST.to_owned(), self.digest(&losses)?),
+        ]);
         let file = path.join(TENSORS_FILE);
         transaction.add(TENSORS_FILE, |sink| safetensors::write_into(sink, &file, tensors, &metadata))?;
         transaction.add(STATE_FILE, |sink| sink.write(&json))?;
@@ -227,15 +230,36 @@ impl Checkpoint {
         [(MASTER, &self.master), (FIRST, &self.first_moment), (SECOND, &self.second_moment)]
     }
 
+    fn digest(&self, losses: &Tensor) -> Result<String> {
+        let adapter = self.adapter.tensors();
+        let state = self.flat().into_iter().chain([(LOSSES, losses)]);
+        digest::of(state.chain(adapter.iter().map(|(name, tensor)| (name.as_str(), *tensor))))
+    }
+
     /// Reads a checkpoint. The flat tensors come in buffers of their own on `device`; the adapter's are views of its file.
     pub fn load(path: impl AsRef<Path>, device: &Device) -> Result<Self> {
         let path = resolve(path.as_ref());
         let (state, file) = open(&path)?;
-        let flat = |name| file.tensor(name, &Device::cpu())?.to_device(device);
-        let losses = file.tensor(LOSSES, &Device::cpu())?.to_vec::<f64>()?;
-        let adapter = SavedAdapter::load(&path)?;
-        let (master, first_moment, second_moment) = (flat(MASTER)?, flat(FIRST)?, flat(SECOND)?);
-        Ok(Checkpoint { state, adapter, master, first_moment, second_moment, losses })
+        let on_cpu = |name| file.tensor(name, &Device::cpu());
+        let losses = on_cpu(LOSSES)?;
+        let mut checkpoint = Checkpoint {
+            state,
+            adapter: SavedAdapter::load(&path)?,
+            master: on_cpu(MASTER)?,
+            first_moment: on_cpu(FIRST)?,
+            second_moment: on_cpu(SECOND)?,
+            losses: losses.to_vec()?,
+        };
+        let (written, found) = (file.metadata().get(DIGEST), checkpoint.digest(&losses)?);
+        if written != Some(&found) {
+            let written = written.map_or("none".into(), |digest| short(digest));
+            let reason = format!("is damaged: its tensors have the digest {found}, those written had {written}");
+            return Err(Error::file(&path, reason));
+        }
+        for flat in [&mut checkpoint.master, &mut checkpoint.first_moment, &mut checkpoint.second_moment] {
+            *flat = flat.to_device(device)?;
+        }
+        Ok(checkpoint)
     }
 
     /// Puts the master values, rounded for the forward pass where it computes in another dtype, into a set of the same layout.
@@ -254,6 +278,8 @@ const MASTER: &str = "master";
 const FIRST: &str = "first_moment";
 const SECOND: &str = "second_moment";
 const LOSSES: &str = "losses";
+/// In the metadata of the tensors' file.
+const DIGEST: &str = "digest";
 
 /// Reads the state and validates the tensors' header against it; reads no tensor.
 fn open(path: &Path) -> Result<(State, SafeTensors)> {
@@ -301,8 +327,14 @@ pub fn latest(run: impl AsRef<Path>) -> Result<Option<Latest>> {
     passed_over.into_iter().next().map_or(Ok(None), Err)
 }
 
-/// Removes all checkpoints but the newest `keep` complete ones (at least one) and any newer than those.
+/// Removes all checkpoints but the newest `keep` complete ones (at least one) and any newer than those, and what a process that died
+/// while saving has left. Only for who alone writes into the directory.
 pub fn prune(run: impl AsRef<Path>, keep: usize) -> Result<()> {
+    for leftover in entries(run.as_ref())?.iter().filter_map(|name| name.strip_suffix(".partial")) {
+        if step_of(leftover).is_some() && run.as_ref().join(format!("{leftover}.partial")).is_dir() {
+            discard_partial(&run.as_ref().join(leftover))?;
+        }
+    }
     let mut kept = 0;
     for (_, path) in steps(run.as_ref())?.into_iter().rev() {
         if kept >= keep.max(1) {
@@ -322,21 +354,24 @@ fn complete(path: &Path) -> Result<()> {
 
 /// The checkpoints of a run by step. One that a crash left as `step-N.old` counts as `step-N`.
 fn steps(run: &Path) -> Result<BTreeMap<u64, PathBuf>> {
+    let names = entries(run)?;
+    let names = names.iter().map(|name| name.strip_suffix(".old").unwrap_or(name));
+    Ok(names.filter_map(|name| Some((step_of(name)?, run.join(name)))).collect())
+}
+
+fn step_of(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix(NAME).filter(|d| d.len() >= 6 && d.bytes().all(|b| b.is_ascii_digit()))?;
+    digits.parse().ok()
+}
+
+/// The names in a run's directory that are text; none where there is no directory.
+fn entries(run: &Path) -> Result<Vec<String>> {
     let entries = match std::fs::read_dir(run) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(|e| Error::io(run, e))?,
     };
-    let mut out = BTreeMap::new();
-    for entry in entries {
-        let name = entry.map_err(|e| Error::io(run, e))?.file_name();
-        let Some(name) = name.to_str() else { continue };
-        let name = name.strip_suffix(".old").unwrap_or(name);
-        let digits = name.strip_prefix(NAME).filter(|d| d.len() >= 6 && d.bytes().all(|b| b.is_ascii_digit()));
-        if let Some(step) = digits.and_then(|d| d.parse().ok()) {
-            out.insert(step, run.join(name));
-        }
-    }
-    Ok(out)
+    let names = entries.map(|entry| entry.map(|e| e.file_name().into_string().ok()));
+    names.filter_map(|name| name.transpose()).collect::<std::io::Result<_>>().map_err(|e| Error::io(run, e))
 }
 
 #[cfg(test)]
@@ -475,10 +510,34 @@ mod tests {
         prune(&run, 2).unwrap();
         let left: Vec<_> = steps(&run).unwrap().into_keys().collect();
         assert_eq!(left, [9, 10, 1_000_000], "the damaged one is kept for its owner");
+        assert!(!run.join("step-2000000.partial").exists() && run.join("step-best").exists());
         prune(&run, 0).unwrap();
         assert_eq!(latest(&run).unwrap().unwrap().step, 10);
         std::fs::remove_file(run.join("step-000010/state.json")).unwrap();
         assert!(latest(&run).is_err());
+    }
+
+    #[test]
+    fn a_flipped_bit_in_any_tensor_is_noticed() {
+        let scratch = Scratch::new("flipped");
+        let path = checkpoint(3).save(scratch.path()).unwrap();
+        for name in [TENSORS_FILE, "adapter_model.safetensors"] {
+            let file = path.join(name);
+            let whole = std::fs::read(&file).unwrap();
+            let data = 8 + u64::from_le_bytes(*whole.first_chunk().unwrap()) as usize;
+            for at in (data..whole.len()).step_by(5) {
+                let mut damaged = whole.clone();
+                damaged[at] ^= 1;
+                std::fs::write(&file, damaged).unwrap();
+                if let Err(error) = Checkpoint::load(&path, &Device::cpu()) {
+                    assert!(matches!(error, Error::File { .. }) && error.to_string().contains("digest"), "{error}");
+                } else {
+                    panic!("byte {at} of {name}, {data} on");
+                }
+            }
+            std::fs::write(&file, whole).unwrap();
+        }
+        Checkpoint::load(&path, &Device::cpu()).unwrap();
     }
 
     #[test]

@@ -7,6 +7,7 @@
 pub mod adapter;
 pub mod atomic;
 pub mod checkpoint;
+mod digest;
 mod json;
 pub mod peft;
 pub mod safetensors;
