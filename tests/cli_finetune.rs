@@ -354,3 +354,23 @@ fn ctrl_c_ends_a_run_with_its_last_checkpoint() {
     assert_eq!(losses(&resumed).len() as u64, stopped + 2);
     assert_eq!(bits(&resumed)[..stopped as usize], bits(&report_of_it)[..]);
 }
+
+#[test]
+fn two_runs_do_not_write_into_one_directory() {
+    let dir = scratch("locked");
+    let mut command = finetune("--steps 100000", &[("--out", &dir)]);
+    let mut first = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let started = Instant::now();
+    while !std::fs::read_to_string(dir.join(".lock")).is_ok_and(|holder| holder.contains("process")) {
+        assert!(started.elapsed() < Duration::from_secs(60), "the first run never started");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let second = finetune("--steps 1", &[("--out", &dir)]).output().unwrap();
+    first.kill().unwrap();
+    first.wait().unwrap();
+    assert_eq!(second.status.code(), Some(2));
+    let message = stderr(&second);
+    assert!(message.contains("another run writes into it") && message.contains(&first.id().to_string()), "{message}");
+    // The lock of a process that was killed holds nobody up.
+    succeed(finetune("--steps 1", &[("--out", &dir)]));
+}

@@ -2,6 +2,7 @@
 //! is added without touching the other, or this.
 
 mod args;
+mod lock;
 mod methods;
 mod model;
 mod report;
@@ -16,6 +17,7 @@ pub use args::Args;
 use args::Recompute;
 use graftwork::device::on_workers;
 use graftwork::{Device, Error, Result};
+use lock::Lock;
 use model::Adapted;
 use report::{Report, RunReport};
 use tasks::Task;
@@ -69,6 +71,8 @@ fn one(args: &Args, method: &str, task: &dyn Task, device: &Device, interrupt: &
     let resumed = place(&args.resume);
     // A resumed run goes on in its own directory unless told otherwise.
     let out = place(&args.out).or_else(|| resumed.as_deref().map(resume::run_directory));
+    // Before anything is read there; a directory that is not there yet has no other run.
+    let mut lock = out.as_deref().filter(|dir| dir.is_dir()).map(Lock::take).transpose()?;
     let mut trainer = match &resumed {
         Some(dir) => resume::resume(dir, args, method, task, device)?,
         None => {
@@ -86,6 +90,9 @@ fn one(args: &Args, method: &str, task: &dyn Task, device: &Device, interrupt: &
     if let Some(dir) = &out {
         std::fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.clone(), source })?;
         output::probe_directory(dir)?;
+        if lock.is_none() {
+            lock = Some(Lock::take(dir)?);
+        }
     }
     let before = trainer.adapted.scores()?;
     let all_tracked = trainer.bytes_if_all_tracked()?;
@@ -94,6 +101,7 @@ fn one(args: &Args, method: &str, task: &dyn Task, device: &Device, interrupt: &
     let saved_to = tempdir_unless(out.as_deref())?;
     trainer.adapted.saved(&recipe)?.save(saved_to.path())?;
     let reloaded = Adapted::reload(saved_to.path(), &recipe, task, device)?.scores()?;
+    drop(lock);
     Ok(RunReport::new(&trainer, task.title(), trained, [before, after, reloaded], all_tracked, out))
 }
 
