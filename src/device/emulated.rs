@@ -8,7 +8,7 @@ use ptx_emulator::{Arch, Device as Emulator, LaunchConfig, Module};
 use crate::device::counters::{Counters, KernelCounters};
 use crate::device::launch::{LaunchSpec, Launcher};
 use crate::error::{Error, Result};
-use crate::kernels::{FAMILIES, KernelId, available};
+use crate::kernels::{FAMILIES, KernelId, available, resources};
 
 pub struct Emulated {
     arch: &'static str,
@@ -38,6 +38,13 @@ impl Emulated {
     fn count(&self, kernel: KernelId, counters: &ptx_emulator::Counters) {
         let mut all = self.counters.lock().unwrap_or_else(|e| e.into_inner());
         all.entry(kernel.index()).or_insert_with(|| (kernel, Counters::default())).1.add(&of_one_launch(counters));
+    }
+
+    /// What ptxas gave each thread of a kernel on this architecture; 0 where it did not say.
+    fn registers(&self, symbol: &str) -> u32 {
+        // A portable kernel has an image for sm_90, a Hopper one for sm_90a.
+        let fits = |arch: &str| self.arch.starts_with(arch);
+        resources().iter().find(|r| r.symbol == symbol && fits(r.arch)).map_or(0, |r| r.registers)
     }
 
     fn emulator(&self) -> MutexGuard<'_, Emulator> {
@@ -120,6 +127,7 @@ impl Launcher for Emulated {
         spec.check()?;
         let symbol = spec.kernel.symbol();
         let config = LaunchConfig::new(spec.grid, spec.block).shared(spec.shared_bytes).cluster(spec.cluster);
+        let config = config.registers(self.registers(symbol));
         let module = self.module(spec.kernel)?;
         let launched = self.emulator().launch(module, symbol, &config, spec.params.bytes());
         let report = launched.map_err(|e| fault(symbol, e))?;
