@@ -12,11 +12,12 @@ pub(crate) struct Mat<'a, T> {
     pub col_stride: usize,
 }
 
-/// A row-major matrix to write.
+/// A matrix to write, rows of neighbouring elements `row_stride` apart.
 pub(crate) struct MatMut<'a, T> {
     pub data: &'a mut [T],
     pub rows: usize,
     pub cols: usize,
+    pub row_stride: usize,
 }
 
 impl<'a, T> Mat<'a, T> {
@@ -40,7 +41,11 @@ impl<'a, T> Mat<'a, T> {
 
 impl<'a, T> MatMut<'a, T> {
     pub fn new(data: &'a mut [T], rows: usize, cols: usize) -> Self {
-        MatMut { data, rows, cols }
+        MatMut { data, rows, cols, row_stride: cols }
+    }
+
+    fn reach(&self) -> usize {
+        if self.rows == 0 || self.cols == 0 { 0 } else { (self.rows - 1) * self.row_stride + self.cols }
     }
 }
 
@@ -50,7 +55,14 @@ pub(crate) trait Product: Copy + Send + Sync + 'static {
     ///
     /// # Safety
     /// The shapes agree and every stride stays inside its slice; [`gemm`] checks both.
-    unsafe fn product(out: MatMut<'_, Self>, keep: Option<Self>, lhs: Mat<'_, Self>, rhs: Mat<'_, Self>, scale: Self);
+    unsafe fn product(
+        out: MatMut<'_, Self>,
+        keep: Option<Self>,
+        lhs: Mat<'_, Self>,
+        rhs: Mat<'_, Self>,
+        scale: Self,
+        threads: Parallelism,
+    );
 }
 
 /// Multiplications below which one thread is faster than two: waking another takes about as long as it would save.
@@ -69,6 +81,7 @@ macro_rules! product {
                 lhs: Mat<'_, Self>,
                 rhs: Mat<'_, Self>,
                 scale: Self,
+                threads: Parallelism,
             ) {
                 if lhs.cols == 0 {
                     // A sum of nothing: zero, or what is kept.
@@ -83,7 +96,7 @@ macro_rules! product {
                         lhs.cols,
                         out.data.as_mut_ptr(),
                         1,
-                        out.cols as isize,
+                        out.row_stride as isize,
                         keep.is_some(),
                         lhs.data.as_ptr(),
                         lhs.col_stride as isize,
@@ -96,7 +109,7 @@ macro_rules! product {
                         false,
                         false,
                         false,
-                        parallelism(out.rows, out.cols, lhs.cols),
+                        threads,
                     )
                 }
             }
@@ -112,12 +125,30 @@ product!(f64, gemm_f64::gemm::f64::get_gemm_fn);
 /// # Panics
 /// On shapes that disagree: callers are this crate's ops, whose descriptions have validated them.
 pub(crate) fn gemm<T: Product>(out: MatMut<'_, T>, keep: Option<T>, lhs: Mat<'_, T>, rhs: Mat<'_, T>, scale: T) {
+    let threads = parallelism(out.rows, out.cols, lhs.cols);
+    checked(out, keep, lhs, rhs, scale, threads);
+}
+
+/// As [`gemm`] on the calling thread alone: for one of many products that run side by side.
+pub(crate) fn gemm_alone<T: Product>(out: MatMut<'_, T>, keep: Option<T>, lhs: Mat<'_, T>, rhs: Mat<'_, T>, scale: T) {
+    checked(out, keep, lhs, rhs, scale, Parallelism::None);
+}
+
+fn checked<T: Product>(
+    out: MatMut<'_, T>,
+    keep: Option<T>,
+    lhs: Mat<'_, T>,
+    rhs: Mat<'_, T>,
+    scale: T,
+    threads: Parallelism,
+) {
     assert!(lhs.cols == rhs.rows && out.rows == lhs.rows && out.cols == rhs.cols, "shapes of a product disagree");
-    assert!(out.data.len() >= out.rows * out.cols, "output of a product is too short");
+    assert!(out.row_stride >= out.cols, "rows of a product's output overlap");
+    assert!(out.data.len() >= out.reach(), "output of a product is too short");
     assert!(lhs.data.len() >= lhs.reach() && rhs.data.len() >= rhs.reach(), "operand of a product is too short");
     if out.rows == 0 || out.cols == 0 {
         return;
     }
     // SAFETY: just checked.
-    unsafe { T::product(out, keep, lhs, rhs, scale) }
+    unsafe { T::product(out, keep, lhs, rhs, scale, threads) }
 }

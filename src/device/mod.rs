@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicIsize, Ordering};
 
 pub use buffer::{Buffer, HostRead, HostWrite};
 pub use counters::{Counters, KernelCounters};
-pub(crate) use gemm::{Mat, MatMut, Product, gemm};
+pub(crate) use gemm::{Mat, MatMut, Product, gemm, gemm_alone};
 pub use launch::{GpuInfo, LaunchSpec, Launcher, Params, Plan};
 
 use crate::error::{Error, Result};

@@ -6,6 +6,7 @@
 
 pub mod adapter;
 pub mod atomic;
+pub mod block_sparse;
 pub mod checkpoint;
 mod digest;
 mod json;

@@ -3,6 +3,8 @@
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+pub mod block_score;
+pub mod block_sparse;
 #[cfg(test)]
 mod check;
 pub mod column_sum;
@@ -19,18 +21,22 @@ pub mod patch_embedding;
 mod plan;
 pub mod pool;
 mod product;
+pub mod proximal;
 pub mod scale_add;
 mod target;
 
 pub use activation::{Activation, activation};
 pub use attention::{AttentionOptions, attention};
+pub use block_score::{BlockNorm, GradientScore, block_norms, gradient_scores};
+pub use block_sparse::{Transposed, block_sparse_linear, dds, dsd, sdd};
 pub use cross_entropy::{CrossEntropyOptions, cross_entropy};
 pub use embedding::embedding;
-pub use frozen_linear::{LowRank, frozen_linear};
+pub use frozen_linear::{BlockUpdate, LowRank, Updates, frozen_linear, frozen_linear_with};
 pub use linear::linear;
 pub use norm::{layer_norm, rms_norm};
 pub use patch_embedding::patch_embedding;
 pub use pool::{Pooling, pool};
+pub use proximal::{Threshold, shrink_blocks, soft_threshold};
 pub use scale_add::{scale, scale_add};
 
 use crate::autograd::Tape;

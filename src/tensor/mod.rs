@@ -1,8 +1,10 @@
 //! Tensors are views: a buffer, a dtype and a layout. Cloning one copies no element.
 
+pub mod block_sparse;
 mod frozen;
 mod params;
 
+pub use block_sparse::{BlockPattern, BlockSparse};
 pub use frozen::{FrozenWeight, Packing};
 pub use params::{Init, Param, ParamId, ParamSet, ParamSetBuilder};
 

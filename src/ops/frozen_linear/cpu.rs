@@ -1,9 +1,10 @@
 //! The reference: matrix products by `gemm`, everything else by plain loops.
 
-use super::{Desc, OP, Operands};
+use super::{Backward, Desc, OP, Operands};
 use crate::autograd::Target;
 use crate::device::{Mat, MatMut, gemm};
 use crate::error::Result;
+use crate::ops::block_sparse::dense_into;
 use crate::ops::host::{In, Out, Real, add_column_sums, for_rows};
 use crate::rng::Dropout;
 use crate::tensor::Tensor;
@@ -30,6 +31,9 @@ pub fn forward<T: Real>(desc: &Desc, x: &Tensor, operands: &Operands, h: Option<
         gemm(MatMut::new(&mut out, m, n), Some(T::of(1.0)), Mat::new(&low, m, r), Mat::new(&b, n, r).t(), scale);
         low.finish()?;
     }
+    if let Some(sparse) = operands.sparse {
+        dense_into(sparse.update.product(), &sparse.values, &x, &mut out, true)?;
+    }
     out.finish()
 }
 
@@ -45,7 +49,7 @@ pub fn input_gradient<T: Real>(
     desc: &Desc,
     dy: &Tensor,
     weight: &Tensor,
-    update: Option<(&Tensor, &Tensor)>,
+    updates: Backward,
     target: &Target,
 ) -> Result<()> {
     let Desc { m, n, k, r, .. } = *desc;
@@ -53,7 +57,7 @@ pub fn input_gradient<T: Real>(
     let mut out = Out::<T>::into(OP, target)?;
     let keep = target.accumulate.then(|| T::of(1.0));
     gemm(MatMut::new(&mut out, m, k), keep, Mat::new(&dy, m, n), Mat::new(&weight, n, k), T::of(1.0));
-    if let Some((a, u)) = update {
+    if let Some((a, u)) = updates.low_rank {
         let (a, u) = (In::<T>::of(OP, a)?, In::<T>::of(OP, u)?);
         let (u, a, scale) = (Mat::new(&u, m, r), Mat::new(&a, r, k), T::of(desc.scale));
         match &desc.dropout {
@@ -69,6 +73,9 @@ pub fn input_gradient<T: Real>(
                 });
             }
         }
+    }
+    if let Some(sparse) = updates.sparse {
+        dense_into(&sparse.update.back_product(), &sparse.values, &dy, &mut out, true)?;
     }
     out.finish()
 }

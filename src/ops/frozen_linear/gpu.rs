@@ -2,7 +2,7 @@
 //! which takes `s · h Bᵀ` as its first steps of k on the same accumulators and the bias at the end. Backward takes `u = dy B`
 //! likewise into dx. Gradients of parameters are sums over tokens, cut into pieces of fixed size that are added in order.
 
-use super::{Desc, OP, Operands};
+use super::{Backward, Desc, OP, Operands};
 use crate::autograd::Target;
 use crate::device::Plan;
 use crate::error::Result;
@@ -10,7 +10,15 @@ use crate::ops::column_sum::column_sum;
 use crate::ops::product::{Layout, LowRankFactors, Product};
 use crate::tensor::Tensor;
 
-pub fn forward(desc: &Desc, x: &Tensor, operands: &Operands, h: Option<&Tensor>, y: &Tensor) -> Result<Plan> {
+pub fn forward(desc: &Desc, x: &Tensor, operands: &Operands, h: Option<&Tensor>, y: &Tensor) -> Result<()> {
+    y.device().run(&forward_plan(desc, x, operands, h, y)?)?;
+    match operands.sparse {
+        Some(sparse) => sparse.update.forward(&sparse.values, x, &Target { tensor: y.clone(), accumulate: true }),
+        None => Ok(()),
+    }
+}
+
+fn forward_plan(desc: &Desc, x: &Tensor, operands: &Operands, h: Option<&Tensor>, y: &Tensor) -> Result<Plan> {
     let Desc { m, n, k, r, dtype, .. } = *desc;
     let mut plan = Plan::new();
     if m == 0 {
@@ -40,20 +48,21 @@ pub fn project(desc: &Desc, dy: &Tensor, b: &Tensor, u: &Tensor) -> Result<Plan>
 }
 
 /// `dx (+)= dy W₀ + s · mask ⊙ (u A)`.
-pub fn input_gradient(
-    desc: &Desc,
-    dy: &Tensor,
-    weight: &Tensor,
-    update: Option<(&Tensor, &Tensor)>,
-    target: &Target,
-) -> Result<()> {
+pub fn input_gradient(desc: &Desc, dy: &Tensor, weight: &Tensor, updates: Backward, target: &Target) -> Result<()> {
     let Desc { m, n, k, r, dtype, .. } = *desc;
     let mut product = Product::new(OP, Layout::Nn, dtype, [m, k, n], [dy.address()?, weight.address()?, 0]);
-    if let Some((a, u)) = update {
+    if let Some((a, u)) = updates.low_rank {
         product.low_rank = Some(LowRankFactors { a: u.address()?, b: a.address()?, rank: r, scale: desc.scale });
         product.dropout = desc.dropout;
     }
-    product.write_into(dy.device(), target)
+    product.write_into(dy.device(), target)?;
+    match updates.sparse {
+        Some(sparse) => {
+            let added = Target { tensor: target.tensor.clone(), accumulate: true };
+            sparse.update.input_gradient(&sparse.values, dy, &added)
+        }
+        None => Ok(()),
+    }
 }
 
 /// `dA += s · uᵀ dropout(x)`.
@@ -113,8 +122,14 @@ mod tests {
             let bias = empty(d, &[n], dtype);
             let [a, b, h] = [[r, k], [n, r], [m, r]].map(|dims| empty(d, &dims, dtype));
             let update = (r > 0).then_some(());
-            let operands = Operands { weight: &w, bias: Some(&bias), a: update.map(|()| &a), b: update.map(|()| &b) };
-            d.run(&forward(desc, &x, &operands, update.map(|()| &h), &y)?)
+            let operands = Operands {
+                weight: &w,
+                bias: Some(&bias),
+                a: update.map(|()| &a),
+                b: update.map(|()| &b),
+                sparse: None,
+            };
+            d.run(&forward_plan(desc, &x, &operands, update.map(|()| &h), &y)?)
         })
     }
 
@@ -126,7 +141,8 @@ mod tests {
             traced(|d| d.run(&project(desc, &matrix(d, m, n), &matrix(d, n, r), &matrix(d, m, r))?))?,
             traced(|d| {
                 let (a, u) = (matrix(d, r, k), matrix(d, m, r));
-                input_gradient(desc, &matrix(d, m, n), &matrix(d, n, k), Some((&a, &u)), &target(d, &[m, k]))
+                let updates = Backward { low_rank: Some((&a, &u)), sparse: None };
+                input_gradient(desc, &matrix(d, m, n), &matrix(d, n, k), updates, &target(d, &[m, k]))
             })?,
             traced(|d| a_gradient(desc, &matrix(d, m, r), &matrix(d, m, k), &target(d, &[r, k])))?,
             traced(|d| b_gradient(desc, &matrix(d, m, n), &matrix(d, m, r), &target(d, &[n, r])))?,
@@ -201,9 +217,9 @@ mod tests {
         let [x, w, y] = [[8, 64], [64, 64], [8, 64]].map(|dims| empty(&device, &dims, DType::F16));
         // A view that starts one element into its buffer.
         let shifted = empty(&device, &[8 * 64 + 1], DType::F16).slice(0, 1, 8 * 64).unwrap().reshape(&[8, 64]).unwrap();
-        let operands = Operands { weight: &w, bias: None, a: None, b: None };
+        let operands = Operands { weight: &w, bias: None, a: None, b: None, sparse: None };
         let flags = |x: &Tensor, y: &Tensor| {
-            let plan = forward(&desc([8, 64, 64, 0], DType::F16, None), x, &operands, None, y).unwrap();
+            let plan = forward_plan(&desc([8, 64, 64, 0], DType::F16, None), x, &operands, None, y).unwrap();
             params(&plan[0]).flags & (VECTOR_A2 | VECTOR_B2 | PAIRS)
         };
         assert_eq!(flags(&x, &y), VECTOR_A2 | VECTOR_B2 | PAIRS);

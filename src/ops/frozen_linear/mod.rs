@@ -1,7 +1,7 @@
-//! The frozen linear layer with its low-rank update: the heart of the library.
+//! The frozen linear layer with its updates, low-rank and block-sparse: the heart of the library.
 //!
 //! ```text
-//! y = x W₀ᵀ + b + s · h Bᵀ        h = dropout(x) Aᵀ
+//! y = x W₀ᵀ + b + s · h Bᵀ + t · x Sᵀ        h = dropout(x) Aᵀ
 //! ```
 //!
 //! | tensor | shape | dtype |
@@ -10,16 +10,18 @@
 //! | `W₀` | `[n, k]`, frozen | as x |
 //! | `b`  | `[n]`, frozen or trainable | as x |
 //! | `A`, `B` | `[r, k]`, `[n, r]`, 1 ≤ r ≤ 256 | as x |
+//! | `S`  | blocks `[nnz, b, b]` of `[n, k]` | as x |
 //! | `y`  | `[.., n]` | as x |
 //!
 //! Backward, with `g = dy` and `u = g B` (`[m, r]`):
-//! `dx = g W₀ + s · mask ⊙ (u A)`, `dA = s · uᵀ dropout(x)`, `dB = s · gᵀ h`, `db = Σ_rows g`.
-//! Kept for it: `x` only if A learns, `h` only if B learns; never W₀, never y, never a mask.
+//! `dx = g W₀ + s · mask ⊙ (u A) + t · g S`, `dA = s · uᵀ dropout(x)`, `dB = s · gᵀ h`, `dS = t · gᵀ x` at the blocks,
+//! `db = Σ_rows g`.
+//! Kept for it: `x` only if A or S learns, `h` only if B learns; never W₀, never y, never a mask.
 //!
 //! Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021. Dropout acts on the update's input alone, in
 //! training alone; forward and backward draw the same mask.
 //!
-//! Cost: `2·m·n·k + 2·m·r·(n + k)` floating-point operations forward.
+//! Cost: `2·m·n·k + 2·m·r·(n + k) + 2·m·nnz·b²` floating-point operations forward, in one pass over y.
 //! Errors: [`Error::Shape`], [`Error::DType`], [`Error::DeviceMismatch`], [`Error::NotContiguous`] for operands that do not fit;
 //! [`Error::Value`] for a rank outside 1..=256, a dropout outside [0, 1) or a scale that is not finite.
 
@@ -29,10 +31,11 @@ mod gpu;
 use crate::autograd::{Recorded, Saved, Sinks, Tape, Target, Var, Wants};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::ops::block_sparse::Update;
 use crate::ops::host::with_real;
 use crate::rng::Dropout;
 use crate::shape::Dims;
-use crate::tensor::{FrozenWeight, Tensor};
+use crate::tensor::{BlockPattern, FrozenWeight, Tensor};
 
 const OP: &str = "frozen_linear";
 
@@ -51,6 +54,23 @@ pub struct LowRank<'a> {
     pub dropout: f64,
     /// Names the place, so that two layers draw different masks.
     pub site: u32,
+}
+
+/// The update `scale · x Sᵀ` by blocks.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockUpdate<'a> {
+    /// Of `[n, k]`, W₀'s shape.
+    pub pattern: &'a BlockPattern,
+    /// `[nnz, b, b]`
+    pub values: &'a Var,
+    pub scale: f64,
+}
+
+/// What is added to a frozen product.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Updates<'a> {
+    pub low_rank: Option<LowRank<'a>>,
+    pub sparse: Option<BlockUpdate<'a>>,
 }
 
 /// A validated call: everything but the values.
@@ -128,7 +148,20 @@ pub fn frozen_linear(
     bias: Option<&Var>,
     low_rank: Option<LowRank>,
 ) -> Result<Var> {
+    frozen_linear_with(tape, x, weight, bias, Updates { low_rank, sparse: None })
+}
+
+/// As [`frozen_linear`] with any of the updates, in one pass over y.
+pub fn frozen_linear_with(
+    tape: &mut Tape,
+    x: &Var,
+    weight: &FrozenWeight,
+    bias: Option<&Var>,
+    updates: Updates,
+) -> Result<Var> {
+    let low_rank = updates.low_rank;
     let desc = Desc::new(tape, x, weight, bias, low_rank.as_ref())?;
+    let sparse = updates.sparse.map(|u| Sparse::new(&desc, x.tensor(), u)).transpose()?;
     let mut dims = Dims::from_slice(x.dims());
     if let Some(last) = dims.last_mut() {
         *last = desc.n;
@@ -143,11 +176,13 @@ pub fn frozen_linear(
         bias: bias.map(Var::tensor),
         a: low_rank.map(|u| u.a.tensor()),
         b: low_rank.map(|u| u.b.tensor()),
+        sparse: sparse.as_ref(),
     };
     forward(&desc, x.tensor(), &operands, h.as_ref(), &y)?;
 
     let none = Var::constant(y.clone());
-    let inputs = [x, bias.unwrap_or(&none), low_rank.map_or(&none, |u| u.a), low_rank.map_or(&none, |u| u.b)];
+    let (a, b) = (low_rank.map_or(&none, |u| u.a), low_rank.map_or(&none, |u| u.b));
+    let inputs = [x, bias.unwrap_or(&none), a, b, updates.sparse.map_or(&none, |u| u.values)];
     Ok(tape.record(y, &inputs, |wants| Node {
         desc,
         weight: weight.clone(),
@@ -155,6 +190,7 @@ pub fn frozen_linear(
         b: low_rank.map(|u| u.b.tensor().clone()),
         x: (needs_x(wants, &desc)).then(|| x.save()),
         h: h.filter(|_| needs_h(wants, &desc)).map(Saved::Held),
+        sparse,
     }))
 }
 
@@ -163,15 +199,34 @@ const X: usize = 0;
 const BIAS: usize = 1;
 const A: usize = 2;
 const B: usize = 3;
+const VALUES: usize = 4;
 
-/// x is kept only if A learns (or, in accounting, if the weight would).
+/// x is kept only if A or S learns (or, in accounting, if the weight would).
 fn needs_x(wants: Wants, desc: &Desc) -> bool {
-    wants.weights || (desc.r > 0 && wants.input(A))
+    wants.weights || (desc.r > 0 && wants.input(A)) || wants.input(VALUES)
 }
 
 /// h = dropout(x) Aᵀ is kept only if B learns.
 fn needs_h(wants: Wants, desc: &Desc) -> bool {
     desc.r > 0 && wants.input(B)
+}
+
+/// A validated block-sparse update and its values.
+#[derive(Clone, Debug)]
+pub(crate) struct Sparse {
+    pub update: Update,
+    pub values: Tensor,
+}
+
+impl Sparse {
+    fn new(desc: &Desc, x: &Tensor, update: BlockUpdate) -> Result<Self> {
+        let (wanted, got) = ([desc.n, desc.k], update.pattern.shape());
+        if got != wanted {
+            return Err(Error::shape(OP, "pattern", format!("a pattern of {wanted:?}"), &got));
+        }
+        let values = update.values.tensor();
+        Ok(Sparse { update: Update::new(OP, x, update.pattern, values, update.scale)?, values: values.clone() })
+    }
 }
 
 /// What the product reads besides x.
@@ -180,6 +235,15 @@ pub(crate) struct Operands<'a> {
     pub bias: Option<&'a Tensor>,
     pub a: Option<&'a Tensor>,
     pub b: Option<&'a Tensor>,
+    pub sparse: Option<&'a Sparse>,
+}
+
+/// What is added to `dy W₀` in the input's gradient.
+#[derive(Clone, Copy)]
+pub(crate) struct Backward<'a> {
+    /// A and `u = dy B`.
+    pub low_rank: Option<(&'a Tensor, &'a Tensor)>,
+    pub sparse: Option<&'a Sparse>,
 }
 
 fn forward(desc: &Desc, x: &Tensor, operands: &Operands, h: Option<&Tensor>, y: &Tensor) -> Result<()> {
@@ -189,7 +253,7 @@ fn forward(desc: &Desc, x: &Tensor, operands: &Operands, h: Option<&Tensor>, y: 
     if x.device().is_cpu() {
         return with_real!(desc.dtype, OP, T => cpu::forward::<T>(desc, x, operands, h, y));
     }
-    x.device().run(&gpu::forward(desc, x, operands, h, y)?)
+    gpu::forward(desc, x, operands, h, y)
 }
 
 #[derive(Debug)]
@@ -200,6 +264,7 @@ struct Node {
     b: Option<Tensor>,
     x: Option<Saved>,
     h: Option<Saved>,
+    sparse: Option<Sparse>,
 }
 
 impl Recorded for Node {
@@ -227,9 +292,12 @@ impl Recorded for Node {
         if let (Some(h), Some(target)) = (&self.h, sinks.open(B)?) {
             b_gradient(desc, dy, &h.get()?, &target)?;
         }
+        if let (Some(x), Some(sparse), Some(target)) = (&self.x, &self.sparse, sinks.open(VALUES)?) {
+            sparse.update.values_gradient(dy, &x.get()?, &target)?;
+        }
         if let Some(target) = sinks.open(X)? {
-            let update = self.a.as_ref().zip(u.as_ref());
-            input_gradient(desc, dy, self.weight.tensor(), update, &target)?;
+            let updates = Backward { low_rank: self.a.as_ref().zip(u.as_ref()), sparse: self.sparse.as_ref() };
+            input_gradient(desc, dy, self.weight.tensor(), updates, &target)?;
         }
         Ok(())
     }
@@ -249,21 +317,15 @@ fn project(desc: &Desc, dy: &Tensor, b: &Tensor) -> Result<Tensor> {
     Ok(u)
 }
 
-/// `dx (+)= dy W₀ + s · mask ⊙ (u A)`.
-fn input_gradient(
-    desc: &Desc,
-    dy: &Tensor,
-    weight: &Tensor,
-    update: Option<(&Tensor, &Tensor)>,
-    target: &Target,
-) -> Result<()> {
+/// `dx (+)= dy W₀ + s · mask ⊙ (u A) + t · dy S`.
+fn input_gradient(desc: &Desc, dy: &Tensor, weight: &Tensor, updates: Backward, target: &Target) -> Result<()> {
     if desc.m == 0 {
         return Ok(());
     }
     if dy.device().is_cpu() {
-        return with_real!(desc.dtype, OP, T => cpu::input_gradient::<T>(desc, dy, weight, update, target));
+        return with_real!(desc.dtype, OP, T => cpu::input_gradient::<T>(desc, dy, weight, updates, target));
     }
-    gpu::input_gradient(desc, dy, weight, update, target)
+    gpu::input_gradient(desc, dy, weight, updates, target)
 }
 
 /// `dA += s · uᵀ dropout(x)`.
@@ -291,32 +353,4 @@ fn bias_gradient(desc: &Desc, dy: &Tensor, target: &Target) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::device::Device;
-    use crate::testing::{gradient, normal};
-
-    fn values(name: &str, len: usize) -> Vec<f64> {
-        normal(name, len).into_iter().map(f64::from).collect()
-    }
-
-    #[test]
-    fn gradients_agree_with_central_differences() {
-        let (m, n, k, r) = (5, 4, 6, 3);
-        let weight = Tensor::from_slice(&Device::cpu(), &[n, k], &values("w", n * k)).unwrap();
-        let weight = FrozenWeight::new(weight).unwrap();
-        let inputs = [
-            (&[m, k][..], values("x", m * k)),
-            (&[n][..], values("bias", n)),
-            (&[r, k][..], values("a", r * k)),
-            (&[n, r][..], values("b", n * r)),
-        ];
-        for dropout_seed in [None, Some(3)] {
-            gradient::check(&inputs, dropout_seed, |tape, v| {
-                let update = LowRank { a: &v[2], b: &v[3], scale: 1.7, dropout: 0.4, site: 9 };
-                frozen_linear(tape, &v[0], &weight, Some(&v[1]), Some(update))
-            })
-            .unwrap();
-        }
-    }
-}
+mod tests;
