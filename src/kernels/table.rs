@@ -126,6 +126,36 @@ const FROZEN_LINEAR: Family = Family {
     ],
 };
 
+const fn large_ride(symbol: &'static str) -> Row {
+    Row { max_registers: 168, ..large_product(symbol) }
+}
+
+const fn small_ride(symbol: &'static str) -> Row {
+    Row { max_registers: 128, ..small_product(symbol) }
+}
+
+const fn f32_ride(symbol: &'static str) -> Row {
+    Row { max_registers: 136, ..f32_product(symbol) }
+}
+
+const RIDE: Family = Family {
+    source: "ride.cu",
+    class: Class::Portable,
+    defines: FROZEN_LINEAR.defines,
+    kernels: &[
+        large_ride("ride_nt_f16_128x128x32_sm80"),
+        large_ride("ride_nn_f16_128x128x32_sm80"),
+        large_ride("ride_nt_bf16_128x128x32_sm80"),
+        large_ride("ride_nn_bf16_128x128x32_sm80"),
+        small_ride("ride_nt_f16_64x64x32_sm80"),
+        small_ride("ride_nn_f16_64x64x32_sm80"),
+        small_ride("ride_nt_bf16_64x64x32_sm80"),
+        small_ride("ride_nn_bf16_64x64x32_sm80"),
+        f32_ride("ride_nt_f32_64x64x16_sm80"),
+        f32_ride("ride_nn_f32_64x64x16_sm80"),
+    ],
+};
+
 const NORM: Family = Family {
     source: "norm.cu",
     class: Class::Portable,
@@ -313,12 +343,144 @@ const PATCH_EMBEDDING: Family = Family {
     ],
 };
 
+/// Block-sparse products: a tile is 128 by b, a step of the sum 64 long, or 32 where b is 128.
+const fn block_step(b: u32) -> u32 {
+    if b == 128 { 32 } else { 64 }
+}
+const fn block_stages(b: u32) -> u32 {
+    if b == 128 { 4 } else { 3 }
+}
+const fn block_ring(b: u32) -> u32 {
+    block_stages(b) * (128 + b) * block_step(b) * 2
+}
+const fn block_threads(b: u32) -> u32 {
+    if b == 128 { 256 } else { 128 }
+}
+/// Blocks of threads that a multiprocessor must have room for.
+const fn block_resident(b: u32) -> u32 {
+    if b == 16 { 3 } else { 2 }
+}
+const fn block_f32_threads(b: u32) -> u32 {
+    if b == 16 { 64 } else { 128 }
+}
+
+const fn block_product(symbol: &'static str, b: u32) -> Row {
+    let max_registers = match b {
+        16 => 168,
+        128 => 128,
+        _ => 240,
+    };
+    Row { symbol, threads: block_threads(b), shared_bytes: block_ring(b), max_registers }
+}
+
+const fn block_f32(symbol: &'static str, b: u32) -> Row {
+    let max_registers = if b == 16 { 192 } else { 136 };
+    Row { symbol, threads: block_f32_threads(b), shared_bytes: 0, max_registers }
+}
+
+macro_rules! block_sparse {
+    ($b:literal) => {
+        Family {
+            source: "block_sparse.cu",
+            class: Class::Portable,
+            defines: &[
+                ("BLOCK", $b),
+                ("BLOCK_STEP", block_step($b)),
+                ("BLOCK_STAGES", block_stages($b)),
+                ("BLOCK_THREADS", block_threads($b)),
+                ("BLOCK_RESIDENT", block_resident($b)),
+                ("BLOCK_SHARED", block_ring($b)),
+                ("BLOCK_F32_THREADS", block_f32_threads($b)),
+                ("BLOCK_JOIN_THREADS", 256),
+            ],
+            kernels: &[
+                block_f32(concat!("block_sparse_dense_nn_f32_b", $b, "_sm80"), $b),
+                block_product(concat!("block_sparse_dense_nn_f16_b", $b, "_sm80"), $b),
+                block_product(concat!("block_sparse_dense_nn_bf16_b", $b, "_sm80"), $b),
+                block_f32(concat!("block_sparse_sampled_nn_f32_b", $b, "_sm80"), $b),
+                block_product(concat!("block_sparse_sampled_nn_f16_b", $b, "_sm80"), $b),
+                block_product(concat!("block_sparse_sampled_nn_bf16_b", $b, "_sm80"), $b),
+                block_f32(concat!("block_sparse_dense_nt_f32_b", $b, "_sm80"), $b),
+                block_product(concat!("block_sparse_dense_nt_f16_b", $b, "_sm80"), $b),
+                block_product(concat!("block_sparse_dense_nt_bf16_b", $b, "_sm80"), $b),
+                block_f32(concat!("block_sparse_sampled_nt_f32_b", $b, "_sm80"), $b),
+                block_product(concat!("block_sparse_sampled_nt_f16_b", $b, "_sm80"), $b),
+                block_product(concat!("block_sparse_sampled_nt_bf16_b", $b, "_sm80"), $b),
+                block_f32(concat!("block_sparse_dense_tn_f32_b", $b, "_sm80"), $b),
+                block_product(concat!("block_sparse_dense_tn_f16_b", $b, "_sm80"), $b),
+                block_product(concat!("block_sparse_dense_tn_bf16_b", $b, "_sm80"), $b),
+                block_f32(concat!("block_sparse_sampled_tn_f32_b", $b, "_sm80"), $b),
+                block_product(concat!("block_sparse_sampled_tn_f16_b", $b, "_sm80"), $b),
+                block_product(concat!("block_sparse_sampled_tn_bf16_b", $b, "_sm80"), $b),
+                block_f32(concat!("block_sparse_dense_tt_f32_b", $b, "_sm80"), $b),
+                block_product(concat!("block_sparse_dense_tt_f16_b", $b, "_sm80"), $b),
+                block_product(concat!("block_sparse_dense_tt_bf16_b", $b, "_sm80"), $b),
+                block_f32(concat!("block_sparse_sampled_tt_f32_b", $b, "_sm80"), $b),
+                block_product(concat!("block_sparse_sampled_tt_f16_b", $b, "_sm80"), $b),
+                block_product(concat!("block_sparse_sampled_tt_bf16_b", $b, "_sm80"), $b),
+                plain(concat!("block_sparse_join_t256_f32_b", $b, "_sm80"), 40),
+                plain(concat!("block_sparse_join_t256_f16_b", $b, "_sm80"), 40),
+                plain(concat!("block_sparse_join_t256_bf16_b", $b, "_sm80"), 40),
+            ],
+        }
+    };
+}
+const BLOCK_SPARSE_16: Family = block_sparse!(16);
+const BLOCK_SPARSE_32: Family = block_sparse!(32);
+const BLOCK_SPARSE_64: Family = block_sparse!(64);
+const BLOCK_SPARSE_128: Family = block_sparse!(128);
+
+const BLOCK_SCORE: Family = Family {
+    source: "block_score.cu",
+    class: Class::Portable,
+    defines: &[("BLOCK_SCORE_THREADS", 256)],
+    kernels: &[
+        plain("block_score_norm_f32_t256_sm80", 40),
+        plain("block_score_norm_f16_t256_sm80", 40),
+        plain("block_score_norm_bf16_t256_sm80", 40),
+        plain("block_score_gradient_f32_t256_sm80", 40),
+        plain("block_score_gradient_f16_t256_sm80", 40),
+        plain("block_score_gradient_bf16_t256_sm80", 40),
+    ],
+};
+
+const PROXIMAL: Family = Family {
+    source: "proximal.cu",
+    class: Class::Portable,
+    defines: &[("PROXIMAL_THREADS", 256)],
+    kernels: &[
+        plain("proximal_blocks_f32_t256_sm80", 40),
+        plain("proximal_blocks_f16_t256_sm80", 40),
+        plain("proximal_blocks_bf16_t256_sm80", 40),
+        plain("proximal_soft_f32_t256_sm80", 40),
+        plain("proximal_soft_f16_t256_sm80", 40),
+        plain("proximal_soft_bf16_t256_sm80", 40),
+    ],
+};
+
+const TOPOLOGY: Family = Family {
+    source: "topology.cu",
+    class: Class::Portable,
+    defines: &[("TOPOLOGY_THREADS", 256)],
+    kernels: &[
+        plain("topology_count_u8_t256_sm80", 40),
+        plain("topology_scan_u32_t256_sm80", 40),
+        plain("topology_fill_u32_t256_sm80", 40),
+        plain("topology_turn_u32_t256_sm80", 40),
+    ],
+};
+
 pub const FAMILIES: &[Family] = &[
     ACTIVATION,
     ADAMW,
     ATTENTION_32,
     ATTENTION_64,
     ATTENTION_128,
+    BLOCK_SCORE,
+    BLOCK_SPARSE_16,
+    BLOCK_SPARSE_32,
+    BLOCK_SPARSE_64,
+    BLOCK_SPARSE_128,
     COLUMN_SUM,
     CROSS_ENTROPY,
     EMBEDDING,
@@ -326,5 +488,8 @@ pub const FAMILIES: &[Family] = &[
     NORM,
     PATCH_EMBEDDING,
     POOL,
+    PROXIMAL,
+    RIDE,
     SCALE_ADD,
+    TOPOLOGY,
 ];

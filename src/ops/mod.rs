@@ -24,6 +24,7 @@ mod product;
 pub mod proximal;
 pub mod scale_add;
 mod target;
+pub mod topology;
 
 pub use activation::{Activation, activation};
 pub use attention::{AttentionOptions, attention};
@@ -38,6 +39,7 @@ pub use patch_embedding::patch_embedding;
 pub use pool::{Pooling, pool};
 pub use proximal::{Threshold, shrink_blocks, soft_threshold};
 pub use scale_add::{scale, scale_add};
+pub use topology::pattern_from_mask;
 
 use crate::autograd::Tape;
 use crate::error::{Error, Result};

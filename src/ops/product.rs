@@ -36,6 +36,27 @@ pub(crate) struct LowRankFactors {
     pub scale: f64,
 }
 
+/// A block-sparse product on the same accumulators: see `kernels/tile/ride.cuh`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Rider {
+    pub values: u64,
+    /// Of the lines of blocks that the columns of out lie in.
+    pub offsets: u64,
+    pub others: u64,
+    /// 0 where a block's position is its number.
+    pub blocks: u64,
+    pub b: usize,
+    pub scale: f64,
+}
+
+impl Rider {
+    /// Whether kernels can take it along: whole 16-byte reads, and a scale that the low-rank sums can be divided by.
+    pub fn can_ride(&self) -> bool {
+        let moderate = (2f64.powi(-32)..=2f64.powi(32)).contains(&self.scale.abs());
+        aligned(&[self.values]) && moderate
+    }
+}
+
 /// One product on addresses. Address 0 is an absent operand.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Product {
@@ -50,6 +71,8 @@ pub(crate) struct Product {
     pub out: u64,
     pub bias: u64,
     pub low_rank: Option<LowRankFactors>,
+    /// nt and nn.
+    pub rider: Option<Rider>,
     /// nt: of A. nn: of the low-rank product. tn: of B.
     pub dropout: Option<Dropout>,
     pub scale: f64,
@@ -87,6 +110,26 @@ const _: () = {
     assert!(offset_of!(GemmParams, flags) == 108 && offset_of!(GemmParams, out_scale) == 116);
 };
 
+/// Mirrors `struct RideParams` in `kernels/tile/ride.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub(crate) struct RideParams {
+    pub gemm: GemmParams,
+    pub values: u64,
+    pub offsets: u64,
+    pub others: u64,
+    pub blocks: u64,
+    pub b: u32,
+    pub scale: f32,
+}
+
+const _: () = {
+    use std::mem::offset_of;
+    assert!(
+        size_of::<RideParams>() == 160 && offset_of!(RideParams, values) == 120 && offset_of!(RideParams, b) == 152
+    );
+};
+
 pub(crate) const VECTOR_A1: u32 = 1;
 pub(crate) const VECTOR_B1: u32 = 2;
 pub(crate) const VECTOR_A2: u32 = 4;
@@ -101,14 +144,16 @@ struct Tile {
     edge: usize,
     step: usize,
     kernels: [PerDType; 3],
+    /// With a rider: nt and nn.
+    riding: [PerDType; 2],
 }
 
 macro_rules! per_dtype {
-    ($layout:literal, $tile:literal) => {
+    ($pass:literal, $tile:literal) => {
         [
-            KernelId::of(concat!("frozen_linear_", $layout, "_f32_64x64x16_sm80")),
-            KernelId::of(concat!("frozen_linear_", $layout, "_f16_", $tile, "_sm80")),
-            KernelId::of(concat!("frozen_linear_", $layout, "_bf16_", $tile, "_sm80")),
+            KernelId::of(concat!($pass, "_f32_64x64x16_sm80")),
+            KernelId::of(concat!($pass, "_f16_", $tile, "_sm80")),
+            KernelId::of(concat!($pass, "_bf16_", $tile, "_sm80")),
         ]
     };
 }
@@ -119,13 +164,23 @@ static TILES: [Tile; 2] = [
         name: "128x128x32",
         edge: 128,
         step: 32,
-        kernels: [per_dtype!("nt", "128x128x32"), per_dtype!("nn", "128x128x32"), per_dtype!("tn", "128x128x32")],
+        kernels: [
+            per_dtype!("frozen_linear_nt", "128x128x32"),
+            per_dtype!("frozen_linear_nn", "128x128x32"),
+            per_dtype!("frozen_linear_tn", "128x128x32"),
+        ],
+        riding: [per_dtype!("ride_nt", "128x128x32"), per_dtype!("ride_nn", "128x128x32")],
     },
     Tile {
         name: "64x64",
         edge: 64,
         step: 16,
-        kernels: [per_dtype!("nt", "64x64x32"), per_dtype!("nn", "64x64x32"), per_dtype!("tn", "64x64x32")],
+        kernels: [
+            per_dtype!("frozen_linear_nt", "64x64x32"),
+            per_dtype!("frozen_linear_nn", "64x64x32"),
+            per_dtype!("frozen_linear_tn", "64x64x32"),
+        ],
+        riding: [per_dtype!("ride_nt", "64x64x32"), per_dtype!("ride_nn", "64x64x32")],
     },
 ];
 
@@ -153,6 +208,7 @@ impl Product {
             out,
             bias: 0,
             low_rank: None,
+            rider: None,
             dropout: None,
             scale: 1.0,
             accumulate: false,
@@ -300,13 +356,18 @@ impl Product {
             site: stream.map_or(0, |s| s.site),
             threshold,
             flags,
-            low_scale: (low.scale * low_keep) as f32,
+            // The rider's scale multiplies both sums.
+            low_scale: (low.scale * low_keep / self.rider.map_or(1.0, |r| r.scale)) as f32,
             out_scale: (self.scale * out_keep) as f32,
         };
         let tiles = self.m.div_ceil(tile.edge) as u64 * self.n.div_ceil(tile.edge) as u64;
         let pieces = if self.layout == Layout::Tn { self.k.div_ceil(split.max(1)) as u64 } else { 1 };
         // A grid beyond the limit of launches is refused by the launcher.
         let blocks = u32::try_from(tiles * pieces).unwrap_or(u32::MAX);
-        Ok(launch(kernel, blocks, &params))
+        let Some(rider) = self.rider else { return Ok(launch(kernel, blocks, &params)) };
+        let Rider { values, offsets, others, blocks: numbers, b, scale } = rider;
+        let riding =
+            RideParams { gemm: params, values, offsets, others, blocks: numbers, b: b as u32, scale: scale as f32 };
+        Ok(launch(by_dtype(self.op, self.dtype, &tile.riding[self.layout as usize])?, blocks, &riding))
     }
 }

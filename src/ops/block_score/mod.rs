@@ -24,6 +24,7 @@
 //! "SNIP", 2019.
 
 mod cpu;
+mod gpu;
 #[cfg(test)]
 mod tests;
 
@@ -32,6 +33,7 @@ use crate::error::{Error, Result};
 use crate::ops::block_sparse::Sampled;
 use crate::ops::host::with_real;
 use crate::ops::scale_add::accumulate;
+use crate::tensor::block_sparse::STRIP;
 use crate::tensor::{BlockPattern, Tensor};
 
 /// Norm of a block.
@@ -60,7 +62,8 @@ pub fn block_norms(pattern: &BlockPattern, matrix: &Tensor, norm: BlockNorm) -> 
         with_real!(matrix.dtype(), OP, T => cpu::norms::<T>(OP, pattern, matrix, norm, &out))?;
         return Ok(out);
     }
-    Err(Error::Unsupported { op: OP, what: "no kernel yet".into(), hint: "use the CPU".into() })
+    matrix.device().run(&gpu::norms(OP, pattern, matrix, norm, &out)?)?;
+    Ok(out)
 }
 
 /// What is summed over each block of a weight's gradient `g`.
@@ -158,5 +161,5 @@ fn score(desc: &Sampled, dy: &Tensor, x: &Tensor, weight: Option<&Tensor>, targe
     if dy.device().is_cpu() {
         return with_real!(desc.dtype, OP, T => cpu::score::<T>(desc, dy, x, weight, target));
     }
-    Err(Error::Unsupported { op: OP, what: "no kernel yet".into(), hint: "use the CPU".into() })
+    gpu::score(desc, dy, x, weight, target)
 }

@@ -1,13 +1,17 @@
 use super::*;
 use crate::autograd::Grads;
-use crate::device::Device;
 use crate::dtype::DType;
-use crate::ops::check::{draw, draw_integers};
+use crate::ops::check::{device, draw, draw_integers, on_each_device};
 use crate::rng::Stream;
 use crate::tensor::{BlockSparse, Init, ParamSetBuilder};
 
+on_each_device! {
+    norms_of_a_matrix_and_of_its_values_agree_with_plain_sums,
+    scores_are_those_of_the_dense_gradient,
+}
+
 fn pattern(n: usize, k: usize, block: usize) -> BlockPattern {
-    BlockPattern::random(&Device::cpu(), [n, k], block, 0.5, Stream { seed: 1, step: 0, site: 0 }).unwrap()
+    BlockPattern::random(&device(), [n, k], block, 0.5, Stream { seed: 1, step: 0, site: 0 }).unwrap()
 }
 
 /// Sums over blocks, element by element.
@@ -21,7 +25,6 @@ fn sums(pattern: &BlockPattern, matrix: &[f64], term: impl Fn(usize, f64) -> f64
     pattern.topology().blocks().map(block).collect()
 }
 
-#[test]
 fn norms_of_a_matrix_and_of_its_values_agree_with_plain_sums() {
     for (n, k, block) in [(40, 70, 16), (130, 33, 128)] {
         let p = pattern(n, k, block);
@@ -36,11 +39,10 @@ fn norms_of_a_matrix_and_of_its_values_agree_with_plain_sums() {
         }
     }
     let p = pattern(40, 70, 16);
-    let wrong = Tensor::zeros(&Device::cpu(), &[70, 40], DType::F32).unwrap();
+    let wrong = Tensor::zeros(&device(), &[70, 40], DType::F32).unwrap();
     assert!(matches!(block_norms(&p, &wrong, BlockNorm::Frobenius), Err(Error::Shape { argument: "matrix", .. })));
 }
 
-#[test]
 fn scores_are_those_of_the_dense_gradient() {
     let (m, n, k) = (13, 40, 70);
     let p = pattern(n, k, 16);
@@ -51,7 +53,7 @@ fn scores_are_those_of_the_dense_gradient() {
     for saliency in [false, true] {
         let mut builder = ParamSetBuilder::new();
         let id = builder.add("scores", &[p.nnz()], Init::Values(vec![0.0; p.nnz()])).unwrap();
-        let params = builder.build(&Device::cpu(), DType::F32, 0).unwrap();
+        let params = builder.build(&device(), DType::F32, 0).unwrap();
         let mut grads = Grads::zeros(&params).unwrap();
         // Two micro-batches add up.
         for _ in 0..2 {

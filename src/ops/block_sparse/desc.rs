@@ -1,6 +1,6 @@
 //! The two raw members: a product with a sparse operand, and a sampled one. What a call and every gradient come down to.
 
-use super::cpu;
+use super::{cpu, gpu};
 use crate::autograd::Target;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -96,7 +96,9 @@ impl Dense {
         if values.device().is_cpu() {
             return with_real!(self.dtype, self.op, T => cpu::dense::<T>(self, values, dense, target));
         }
-        Err(Error::Unsupported { op: self.op, what: "no kernel yet".into(), hint: "use the CPU".into() })
+        // The workspace lives until its launches are asked for, which is all that a stream needs.
+        let (plan, _workspace) = gpu::dense(self, values, dense, target)?;
+        values.device().run(&plan)
     }
 }
 
@@ -112,6 +114,6 @@ impl Sampled {
         if a.device().is_cpu() {
             return with_real!(self.dtype, self.op, T => cpu::sampled::<T>(self, a, b, target));
         }
-        Err(Error::Unsupported { op: self.op, what: "no kernel yet".into(), hint: "use the CPU".into() })
+        gpu::sampled(self, a, b, 0..self.pattern.strips().len(), target)
     }
 }

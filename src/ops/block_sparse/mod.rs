@@ -34,6 +34,7 @@
 
 mod cpu;
 mod desc;
+mod gpu;
 mod linear;
 mod members;
 #[cfg(test)]
@@ -41,6 +42,7 @@ mod tests;
 
 pub(crate) use cpu::{Operands, dense_into};
 pub(crate) use desc::Sampled;
+pub(crate) use gpu::{rider, sampled as sampled_strips};
 pub(crate) use linear::Update;
 pub use linear::block_sparse_linear;
 pub use members::{Transposed, dds, dsd, sdd};

@@ -3,11 +3,16 @@ use crate::autograd::{Tape, Var};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::check::{STORED, draw, draw_integers, run, wide};
+use crate::ops::check::{STORED, device, draw, draw_integers, on_each_device, run, wide};
 use crate::rng::Stream;
-use crate::tensor::block_sparse::BlockSparse;
 use crate::tensor::{BlockPattern, Tensor};
 use crate::testing::{compare, gradient};
+
+on_each_device! {
+    every_product_is_the_masked_dense_one_to_the_bit,
+    sampled_products_are_the_dense_ones_at_the_blocks,
+    products_of_random_numbers_keep_within_their_bound,
+}
 
 const ALL: [Transposed; 4] = [
     Transposed { sparse: false, dense: false },
@@ -17,20 +22,18 @@ const ALL: [Transposed; 4] = [
 ];
 
 fn random(shape: [usize; 2], block: usize, density: f64) -> BlockPattern {
-    BlockPattern::random(&Device::cpu(), shape, block, density, Stream { seed: 4, step: 1, site: 2 }).unwrap()
+    BlockPattern::random(&device(), shape, block, density, Stream { seed: 4, step: 1, site: 2 }).unwrap()
 }
 
-/// Row 1 is long, row 0 has nothing, the others one block at most.
+/// Row 1 and column 1 are long, the others have a block or two; row and column 0 have at most the one they share with those.
 fn uneven(shape: [usize; 2], block: usize) -> BlockPattern {
     let [rows, columns] = [shape[0].div_ceil(block), shape[1].div_ceil(block)];
-    let long = rows.min(2) - 1;
-    let mut mask = vec![false; rows * columns];
-    for row in 0..rows {
-        for column in 0..columns {
-            mask[row * columns + column] = row == long || (row > 1 && row % 3 == 0 && column == row % columns);
-        }
-    }
-    BlockPattern::from_mask(&Device::cpu(), shape, block, &mask).unwrap()
+    let flag = |i: usize| {
+        let (row, column) = (i / columns, i % columns);
+        row == 1 || column == 1 || (row > 0 && row % 3 == 0 && column == row % columns)
+    };
+    let mask: Vec<bool> = (0..rows * columns).map(flag).collect();
+    BlockPattern::from_mask(&device(), shape, block, &mask).unwrap()
 }
 
 /// `op(A) [m, k] · op(B) [k, n]` in f64.
@@ -51,19 +54,21 @@ fn product(a: &[f64], a_t: bool, b: &[f64], b_t: bool, [m, n, k]: [usize; 3]) ->
 
 /// The values of `matrix [n, k]` in the pattern's blocks.
 fn sampled(pattern: &BlockPattern, matrix: &[f64]) -> Vec<f64> {
-    let [n, k] = pattern.shape();
-    let tensor = Tensor::from_slice(&Device::cpu(), &[n, k], matrix).unwrap();
-    BlockSparse::sample(pattern.clone(), &tensor).unwrap().values().to_f64_vec().unwrap()
+    let mut out = vec![0.0; pattern.value_dims().iter().product()];
+    pattern.topology().for_row_pieces(|at, place, len| out[at..at + len].copy_from_slice(&matrix[place..place + len]));
+    out
 }
 
-fn densified(pattern: &BlockPattern, values: &Tensor) -> Vec<f64> {
-    BlockSparse::new(pattern.clone(), values.clone()).unwrap().to_dense().unwrap().to_f64_vec().unwrap()
+fn densified(pattern: &BlockPattern, values: &[f64]) -> Vec<f64> {
+    let mut out = vec![0.0; pattern.shape().iter().product()];
+    pattern.topology().for_row_pieces(|at, place, len| out[place..place + len].copy_from_slice(&values[at..at + len]));
+    out
 }
 
 /// Values whose parts beyond the edge are zero, as the format has it.
-fn clean(pattern: &BlockPattern, values: Tensor) -> Tensor {
-    let dense = BlockSparse::new(pattern.clone(), values).unwrap().to_dense().unwrap();
-    BlockSparse::sample(pattern.clone(), &dense).unwrap().values().clone()
+fn clean(pattern: &BlockPattern, values: &[f64], dtype: DType) -> Tensor {
+    let clean: Vec<f32> = sampled(pattern, &densified(pattern, values)).into_iter().map(|v| v as f32).collect();
+    Tensor::from_f32(&device(), &pattern.value_dims(), &clean, dtype).unwrap()
 }
 
 /// Patterns and how many rows or columns the dense operand has besides.
@@ -72,22 +77,24 @@ fn shapes() -> Vec<(BlockPattern, usize)> {
     for block in [16, 32, 64, 128] {
         out.push((random([2 * block + 7, 3 * block - 5], block, 0.5), 33));
         out.push((uneven([3 * block, 9 * block + 1], block), 5));
-        out.push((BlockPattern::empty(&Device::cpu(), [block, block + 3], block).unwrap(), 3));
+        out.push((BlockPattern::empty(&device(), [block, block + 3], block).unwrap(), 3));
     }
-    out.push((uneven([96, 16 * 300 - 9], 16), 20));
+    for shape in [[48, 16 * 150 - 9], [16 * 140 - 3, 40], [1100, 1100]] {
+        let pattern = uneven(shape, 16);
+        assert!(pattern.schedule(false).pieces + pattern.schedule(true).pieces > 0, "no line of {pattern:?} is cut");
+        out.push((pattern, 5));
+    }
     out.push((random([1, 1], 16, 1.0), 1));
     out.push((random([130, 70], 16, 0.3), 0));
     out
 }
 
-#[test]
 fn every_product_is_the_masked_dense_one_to_the_bit() {
     for (pattern, m) in shapes() {
         let [n, k] = pattern.shape();
         for dtype in STORED {
-            let values = draw_integers("v", &pattern.value_dims(), 1, dtype).0;
-            let values = clean(&pattern, values);
-            let matrix = densified(&pattern, &values);
+            let values = clean(&pattern, &draw_integers("v", &pattern.value_dims(), 1, dtype).1, dtype);
+            let matrix = densified(&pattern, &values.to_f64_vec().unwrap());
             for t in ALL {
                 let [rows, cols] = if t.sparse { [k, n] } else { [n, k] };
                 for left in [true, false] {
@@ -132,17 +139,49 @@ fn every_product_is_the_masked_dense_one_to_the_bit() {
     }
 }
 
-#[test]
 fn sampled_products_are_the_dense_ones_at_the_blocks() {
     for (pattern, m) in shapes() {
         let [n, k] = pattern.shape();
         for (a_t, b_t) in [(false, false), (false, true), (true, false), (true, true)] {
             let (a, av) = draw_integers("a", &if a_t { [m, n] } else { [n, m] }, 1, DType::F32);
             let (b, bv) = draw_integers("b", &if b_t { [k, m] } else { [m, k] }, 1, DType::F32);
-            let dv = clean(&pattern, draw("dv", &pattern.value_dims(), DType::F32).0);
+            let dv = clean(&pattern, &draw("dv", &pattern.value_dims(), DType::F32).1, DType::F32);
             let (v, _) = run(&[&a, &b], &dv, |tape, v| sdd(tape, &v[0], &v[1], &pattern, [a_t, b_t], -2.0));
             let want: Vec<f64> = product(&av, a_t, &bv, b_t, [n, k, m]).iter().map(|v| -2.0 * v).collect();
             assert!(compare::exact(&v, &sampled(&pattern, &want)).ok(), "{pattern:?} m={m} {a_t} {b_t}");
+        }
+    }
+}
+
+fn products_of_random_numbers_keep_within_their_bound() {
+    for (pattern, m) in shapes().into_iter().filter(|(p, m)| p.nnz() > 0 && *m > 0) {
+        let [n, k] = pattern.shape();
+        for dtype in STORED {
+            let values = clean(&pattern, &draw("v", &pattern.value_dims(), dtype).1, dtype);
+            let matrix = densified(&pattern, &values.to_f64_vec().unwrap());
+            let ((x, xv), (dy, gv)) = (draw("x", &[m, k], dtype), draw("dy", &[m, n], dtype));
+            let (y, gradients) =
+                run(&[&x, &values], &dy, |tape, v| block_sparse_linear(tape, &v[0], &pattern, &v[1], 1.0));
+            let absolute = |v: &[f64]| v.iter().map(|v| v.abs()).collect::<Vec<_>>();
+            let hold = |got: &[f64], a: (&[f64], bool), b: (&[f64], bool), dims: [usize; 3], place: &str| {
+                let exact = product(a.0, a.1, b.0, b.1, dims);
+                let size = product(&absolute(a.0), a.1, &absolute(b.0), b.1, dims);
+                let at_blocks = |v: Vec<f64>| if place == "dvalues" { sampled(&pattern, &v) } else { v };
+                let outcome = compare::bound(got, &at_blocks(exact), &at_blocks(size), dims[2], dtype);
+                assert!(outcome.ok(), "{pattern:?} {dtype} {place}: {outcome:?}");
+                // The check would see one wrong element.
+                let mut wrong = got.to_vec();
+                let size_of = |i: &usize| got[*i].abs();
+                let last = (0..got.len()).max_by(|i, j| size_of(i).total_cmp(&size_of(j))).unwrap();
+                wrong[last] *= 1.05;
+                let (exact, size) =
+                    (product(a.0, a.1, b.0, b.1, dims), product(&absolute(a.0), a.1, &absolute(b.0), b.1, dims));
+                let seen = !compare::bound(&wrong, &at_blocks(exact), &at_blocks(size), dims[2], dtype).ok();
+                assert!(seen, "{pattern:?} {dtype} {place}: a wrong element passed");
+            };
+            hold(&y, (&xv, false), (&matrix, true), [m, n, k], "y");
+            hold(&gradients[0], (&gv, false), (&matrix, false), [m, k, n], "dx");
+            hold(&gradients[1], (&gv, true), (&xv, false), [n, k, m], "dvalues");
         }
     }
 }
@@ -198,4 +237,97 @@ fn operands_that_do_not_fit_are_named() {
     assert_eq!(refused(sdd(&mut tape, &good, &good, &pattern, [true, false], 1.0)), "b");
     assert_eq!(refused(sdd(&mut tape, &good, &zeros(&[4, 50], DType::F32), &pattern, [true, false], 1.0)), "b");
     assert_eq!(sdd(&mut tape, &good, &x, &pattern, [true, false], 1.0).unwrap().dims(), pattern.value_dims());
+}
+
+/// What the kernels of one call did.
+#[cfg(all(graftwork_kernels, feature = "emulator"))]
+fn counted(device: &Device, call: impl FnOnce()) -> crate::device::Counters {
+    device.take_counters();
+    call();
+    crate::device::counters::total(&device.take_counters().unwrap())
+}
+
+/// Products of one line of blocks and one tile of m: on tensor cores nothing is read twice, so that what crosses is what must, and a
+/// second length shows what the main loop adds.
+#[test]
+#[cfg(all(graftwork_kernels, feature = "emulator"))]
+fn kernels_move_what_they_must_and_multiply_what_exists() {
+    let device = Device::parse("emulated").unwrap();
+    let m = 128;
+    for dtype in STORED {
+        for block in [16, 32, 64, 128] {
+            let measure = |count: usize, t: Transposed, left: bool| {
+                // Every other block of the line.
+                let along = 2 * count * block;
+                let shape = if left == t.sparse { [along, block] } else { [block, along] };
+                let at = |i: usize| if left == t.sparse { (2 * i as u32, 0) } else { (0, 2 * i as u32) };
+                let blocks: Vec<_> = (0..count).map(at).collect();
+                let pattern = BlockPattern::from_blocks(&device, shape, block, &blocks).unwrap();
+                let zeros = |dims: &[usize]| Var::constant(Tensor::zeros(&device, dims, dtype).unwrap());
+                let (values, params) = (zeros(&pattern.value_dims()), crate::ops::check::params(DType::F32));
+                let dense = zeros(&if left == t.dense { [m, along] } else { [along, m] });
+                let mut tape = Tape::inference(&params);
+                let did = counted(&device, || {
+                    match left {
+                        true => dsd(&mut tape, &pattern, &values, &dense, t, 1.0).unwrap(),
+                        false => dds(&mut tape, &dense, &pattern, &values, t, 1.0).unwrap(),
+                    };
+                });
+                // Each tile reads its share of both operands; on tensor cores one tile is all.
+                let [bm, bn] = gpu::tile(dtype, block);
+                let planned = (m / bm) * (block / bn) * (bm + bn) * count * block + m * block;
+                (did, (count * block * block * m) as u64, (planned * dtype.size()) as u64)
+            };
+            for t in ALL {
+                for left in [true, false] {
+                    let place = format!("{dtype} b={block} {t:?} left={left}");
+                    let (short, ..) = measure(8, t, left);
+                    let (long, macs, planned) = measure(16, t, left);
+                    if dtype != DType::F32 {
+                        assert_eq!(long.bank_conflicts, short.bank_conflicts, "{place}: conflicts in the main loop");
+                    }
+                    assert_eq!(long.tensor_macs, if dtype == DType::F32 { 0 } else { macs }, "{place}");
+                    let bytes = long.global_bytes();
+                    assert!(bytes as f64 <= 1.25 * planned as f64, "{place}: {bytes} of {planned}");
+                    assert_eq!(long.local_accesses, 0, "{place}");
+                }
+            }
+        }
+    }
+}
+
+/// Likewise of one strip of blocks: a row of blocks of dy, and as many columns of x.
+#[test]
+#[cfg(all(graftwork_kernels, feature = "emulator"))]
+fn sampled_kernels_move_what_they_must_and_multiply_what_exists() {
+    let device = Device::parse("emulated").unwrap();
+    for dtype in STORED {
+        for block in [16, 32, 64, 128] {
+            let count = 128 / block;
+            let blocks: Vec<_> = (0..count as u32).map(|i| (0, 2 * i)).collect();
+            let pattern = BlockPattern::from_blocks(&device, [block, 2 * 128], block, &blocks).unwrap();
+            let measure = |m: usize, t: [bool; 2]| {
+                let zeros = |dims: [usize; 2]| Var::constant(Tensor::zeros(&device, &dims, dtype).unwrap());
+                let a = zeros(if t[0] { [m, block] } else { [block, m] });
+                let b = zeros(if t[1] { [256, m] } else { [m, 256] });
+                let params = crate::ops::check::params(DType::F32);
+                let mut tape = Tape::inference(&params);
+                counted(&device, || drop(sdd(&mut tape, &a, &b, &pattern, t, 1.0).unwrap()))
+            };
+            for t in [[false, false], [false, true], [true, false], [true, true]] {
+                let place = format!("{dtype} b={block} {t:?}");
+                let (short, long) = (measure(128, t), measure(256, t));
+                if dtype != DType::F32 {
+                    assert_eq!(long.bank_conflicts, short.bank_conflicts, "{place}: conflicts in the main loop");
+                }
+                let macs = if dtype == DType::F32 { 0 } else { (count * block * block * 256) as u64 };
+                assert_eq!(long.tensor_macs, macs, "{place}");
+                let [bm, bn] = gpu::tile(dtype, block);
+                let planned = (128 / bm) * (block / bn) * (bm + bn) * 256 + 128 * block;
+                let bytes = long.global_bytes();
+                let planned = (planned * dtype.size()) as f64;
+                assert!(bytes as f64 <= 1.25 * planned, "{place}: {bytes} of {planned}");
+            }
+        }
+    }
 }

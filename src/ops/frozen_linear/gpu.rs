@@ -1,21 +1,27 @@
 //! The launch plans. Forward is two launches: `h = dropout(x) Aᵀ`, a skinny product that reads x once, then the base product,
-//! which takes `s · h Bᵀ` as its first steps of k on the same accumulators and the bias at the end. Backward takes `u = dy B`
+//! which takes `s · h Bᵀ` as its first steps of k on the same accumulators, `t · x Sᵀ` as the next ones, and the bias at the end. Backward takes `u = dy B`
 //! likewise into dx. Gradients of parameters are sums over tokens, cut into pieces of fixed size that are added in order.
 
-use super::{Backward, Desc, OP, Operands};
+use super::{Backward, Desc, OP, Operands, Sparse};
 use crate::autograd::Target;
 use crate::device::Plan;
 use crate::error::Result;
+use crate::ops::block_sparse::rider;
 use crate::ops::column_sum::column_sum;
 use crate::ops::product::{Layout, LowRankFactors, Product};
 use crate::tensor::Tensor;
 
 pub fn forward(desc: &Desc, x: &Tensor, operands: &Operands, h: Option<&Tensor>, y: &Tensor) -> Result<()> {
     y.device().run(&forward_plan(desc, x, operands, h, y)?)?;
-    match operands.sparse {
+    match operands.sparse.filter(|s| !rides(desc, s)) {
         Some(sparse) => sparse.update.forward(&sparse.values, x, &Target { tensor: y.clone(), accumulate: true }),
         None => Ok(()),
     }
+}
+
+/// Whether an update's steps go along with the frozen product; otherwise it is added to what that wrote.
+fn rides(desc: &Desc, sparse: &Sparse) -> bool {
+    desc.m > 0 && rider(sparse.update.product(), &sparse.values).is_ok_and(|r| r.can_ride())
 }
 
 fn forward_plan(desc: &Desc, x: &Tensor, operands: &Operands, h: Option<&Tensor>, y: &Tensor) -> Result<Plan> {
@@ -32,6 +38,9 @@ fn forward_plan(desc: &Desc, x: &Tensor, operands: &Operands, h: Option<&Tensor>
         let down = Product::new(OP, Layout::Nt, dtype, [m, r, k], addresses);
         plan.push(Product { dropout: desc.dropout, ..down }.spec()?);
         base.low_rank = Some(LowRankFactors { a: h.address()?, b: b.address()?, rank: r, scale: desc.scale });
+    }
+    if let Some(sparse) = operands.sparse.filter(|s| rides(desc, s)) {
+        base.rider = Some(rider(sparse.update.product(), &sparse.values)?);
     }
     plan.push(base.spec()?);
     Ok(plan)
@@ -55,8 +64,11 @@ pub fn input_gradient(desc: &Desc, dy: &Tensor, weight: &Tensor, updates: Backwa
         product.low_rank = Some(LowRankFactors { a: u.address()?, b: a.address()?, rank: r, scale: desc.scale });
         product.dropout = desc.dropout;
     }
+    if let Some(sparse) = updates.sparse.filter(|s| rides(desc, s)) {
+        product.rider = Some(rider(&sparse.update.back_product(), &sparse.values)?);
+    }
     product.write_into(dy.device(), target)?;
-    match updates.sparse {
+    match updates.sparse.filter(|s| !rides(desc, s)) {
         Some(sparse) => {
             let added = Target { tensor: target.tensor.clone(), accumulate: true };
             sparse.update.input_gradient(&sparse.values, dy, &added)

@@ -21,6 +21,7 @@
 //! formula: zeroing in place after subtracting would send all of |v| < 2t to zero.
 
 mod cpu;
+mod gpu;
 #[cfg(test)]
 mod tests;
 
@@ -59,7 +60,7 @@ pub fn shrink_blocks(master: &Tensor, working: Option<&Tensor>, threshold: Thres
             _ => cpu::shrink_blocks::<f32>(OP, master, working, threshold, blocks),
         };
     }
-    Err(Error::Unsupported { op: OP, what: "no kernel yet".into(), hint: "use the CPU".into() })
+    master.device().run(&gpu::shrink_blocks(OP, master, working, threshold, blocks)?)
 }
 
 /// `v ← sign(v) · max(|v| − t, 0)` for every element, in `master` and in `working`.
@@ -76,7 +77,7 @@ pub fn soft_threshold(master: &Tensor, working: Option<&Tensor>, threshold: f64)
             _ => cpu::soft_threshold::<f32>(OP, master, working, threshold),
         };
     }
-    Err(Error::Unsupported { op: OP, what: "no kernel yet".into(), hint: "use the CPU".into() })
+    master.device().run(&gpu::soft_threshold(OP, master, working, threshold)?)
 }
 
 fn check(op: &'static str, master: &Tensor, working: Option<&Tensor>) -> Result<()> {

@@ -1,11 +1,17 @@
 use super::*;
-use crate::device::Device;
+use crate::ops::check::{device, on_each_device};
 
-fn tensor(dims: &[usize], values: &[f32]) -> Tensor {
-    Tensor::from_slice(&Device::cpu(), dims, values).unwrap()
+on_each_device! {
+    the_golden_values_of_the_block_step,
+    blocks_have_their_own_thresholds_and_the_working_copy_follows,
+    the_soft_threshold_is_the_formula_and_not_the_code_that_zeroes_twice,
+    bad_thresholds_and_tensors_are_refused,
 }
 
-#[test]
+fn tensor(dims: &[usize], values: &[f32]) -> Tensor {
+    Tensor::from_slice(&device(), dims, values).unwrap()
+}
+
 fn the_golden_values_of_the_block_step() {
     // ‖[[3, 0], [0, 4]]‖ = 5.
     let shrunk = |threshold| {
@@ -20,10 +26,9 @@ fn the_golden_values_of_the_block_step() {
     assert_eq!(shrunk(Threshold::Uniform(0.0)), [3.0, 0.0, 0.0, 4.0]);
 }
 
-#[test]
 fn blocks_have_their_own_thresholds_and_the_working_copy_follows() {
     let w = tensor(&[3, 1, 2], &[3.0, 4.0, 3.0, 4.0, 0.0, 0.0]);
-    let working = Tensor::zeros(&Device::cpu(), &[3, 1, 2], DType::BF16).unwrap();
+    let working = Tensor::zeros(&device(), &[3, 1, 2], DType::BF16).unwrap();
     let t = tensor(&[3], &[2.5, 5.5, 0.0]);
     shrink_blocks(&w, Some(&working), Threshold::PerBlock(&t)).unwrap();
     assert_eq!(w.to_vec::<f32>().unwrap(), [1.5, 2.0, 0.0, 0.0, 0.0, 0.0]);
@@ -34,7 +39,6 @@ fn blocks_have_their_own_thresholds_and_the_working_copy_follows() {
     assert!(got[0].is_nan() && got[1].is_nan() && got[2].is_finite());
 }
 
-#[test]
 fn the_soft_threshold_is_the_formula_and_not_the_code_that_zeroes_twice() {
     let v = tensor(&[7], &[1.5, 2.5, -1.5, 0.5, -1.0, 0.0, f32::NAN]);
     soft_threshold(&v, None, 1.0).unwrap();
@@ -43,7 +47,6 @@ fn the_soft_threshold_is_the_formula_and_not_the_code_that_zeroes_twice() {
     assert!(got[6].is_nan());
 }
 
-#[test]
 fn bad_thresholds_and_tensors_are_refused() {
     let w = tensor(&[1, 1, 2], &[3.0, 4.0]);
     for t in [-1.0, f64::NAN, f64::INFINITY] {
@@ -51,7 +54,7 @@ fn bad_thresholds_and_tensors_are_refused() {
         assert!(matches!(refused, Err(Error::Value { argument: "threshold", .. })), "{t}");
         assert!(matches!(soft_threshold(&w, None, t), Err(Error::Value { argument: "threshold", .. })), "{t}");
     }
-    let narrow = Tensor::zeros(&Device::cpu(), &[1, 1, 2], DType::F16).unwrap();
+    let narrow = Tensor::zeros(&device(), &[1, 1, 2], DType::F16).unwrap();
     assert!(matches!(soft_threshold(&narrow, None, 1.0), Err(Error::DType { argument: "master", .. })));
     let few = tensor(&[2], &[1.0, 1.0]);
     let refused = shrink_blocks(&w, None, Threshold::PerBlock(&few));

@@ -22,8 +22,9 @@ mod topology;
 
 use std::sync::Arc;
 
-pub(crate) use schedule::{DIRECT, Item, Joint, Schedule};
+pub(crate) use schedule::{DIRECT, Item, Joint, STRIP, Schedule};
 pub use topology::Topology;
+pub(crate) use topology::{Index, grid};
 
 use crate::device::Device;
 use crate::dtype::DType;
@@ -45,6 +46,7 @@ struct Inner {
     topology: Topology,
     by_row: Schedule,
     by_column: Schedule,
+    strips: Vec<Item>,
     /// All arrays of the topology and the schedules, end to end, for kernels.
     arrays: Tensor,
     places: Places,
@@ -54,9 +56,9 @@ struct Inner {
 #[derive(Clone, Copy, Debug, Default)]
 struct Places {
     row_offsets: usize,
+    t_offsets: usize,
     columns: usize,
     rows: usize,
-    t_offsets: usize,
     t_rows: usize,
     t_blocks: usize,
     by_row: usize,
@@ -68,12 +70,11 @@ struct Places {
 
 /// Addresses of a pattern's arrays on its GPU; an array of no elements has an address that is not read.
 #[derive(Clone, Copy, Debug)]
-#[allow(dead_code)]
 pub(crate) struct Addresses {
     pub row_offsets: u64,
+    pub t_offsets: u64,
     pub columns: u64,
     pub rows: u64,
-    pub t_offsets: u64,
     pub t_rows: u64,
     pub t_blocks: u64,
     pub by_row: u64,
@@ -100,9 +101,9 @@ impl BlockPattern {
         };
         let places = Places {
             row_offsets: put(&mut topology.row_offsets().iter().copied()),
+            t_offsets: put(&mut topology.t_offsets().iter().copied()),
             columns: put(&mut topology.columns().iter().copied()),
             rows: put(&mut topology.rows().iter().copied()),
-            t_offsets: put(&mut topology.t_offsets().iter().copied()),
             t_rows: put(&mut topology.t_rows().iter().copied()),
             t_blocks: put(&mut topology.t_blocks().iter().copied()),
             by_row: put(&mut by_row.items.iter().flat_map(Item::words)),
@@ -112,7 +113,15 @@ impl BlockPattern {
             strips: put(&mut strips.iter().flat_map(Item::words)),
         };
         let arrays = Tensor::from_slice(device, &[all.len()], &all)?;
-        Ok(BlockPattern(Arc::new(Inner { device: device.clone(), topology, by_row, by_column, arrays, places })))
+        Ok(BlockPattern(Arc::new(Inner {
+            device: device.clone(),
+            topology,
+            by_row,
+            by_column,
+            strips,
+            arrays,
+            places,
+        })))
     }
 
     /// From (row, column) of every block, sorted by row, then column, each once.
@@ -138,7 +147,7 @@ impl BlockPattern {
 
     /// All blocks.
     pub fn full(device: &Device, shape: [usize; 2], block: usize) -> Result<Self> {
-        let [rows, columns] = topology::grid(shape, block)?;
+        let [rows, columns] = grid(shape, block)?;
         BlockPattern::from_mask(device, shape, block, &vec![true; rows * columns])
     }
 
@@ -152,7 +161,7 @@ impl BlockPattern {
     /// # Errors
     /// [`Error::Value`] for a density that is not in (0, 1].
     pub fn random(device: &Device, shape: [usize; 2], block: usize, density: f64, stream: Stream) -> Result<Self> {
-        let [rows, columns] = topology::grid(shape, block)?;
+        let [rows, columns] = grid(shape, block)?;
         let count = blocks_of(density, rows * columns)?;
         let mut order: Vec<(u32, usize)> = (0..rows * columns).map(|i| (stream.bits(i as u64), i)).collect();
         if count < order.len() {
@@ -211,16 +220,20 @@ impl BlockPattern {
         if transposed { &self.0.by_column } else { &self.0.by_row }
     }
 
-    #[allow(dead_code)]
+    /// Neighbouring blocks of one row, as many as one tile of a sampled product takes.
+    pub(crate) fn strips(&self) -> &[Item] {
+        &self.0.strips
+    }
+
     pub(crate) fn addresses(&self) -> Result<Addresses> {
         let base = self.0.arrays.address()?;
         let p = &self.0.places;
         let at = |place: usize| base + 4 * place as u64;
         Ok(Addresses {
             row_offsets: at(p.row_offsets),
+            t_offsets: at(p.t_offsets),
             columns: at(p.columns),
             rows: at(p.rows),
-            t_offsets: at(p.t_offsets),
             t_rows: at(p.t_rows),
             t_blocks: at(p.t_blocks),
             by_row: at(p.by_row),
@@ -287,7 +300,7 @@ impl BlockSparse {
         let &[n, k] = matrix.dims() else {
             return Err(Error::shape("block_sparse", "matrix", "[n, k]", matrix.dims()));
         };
-        let [rows, columns] = topology::grid([n, k], block)?;
+        let [rows, columns] = grid([n, k], block)?;
         let values = matrix.to_f64_vec()?;
         let mut mask = vec![false; rows * columns];
         for (i, &v) in values.iter().enumerate() {

@@ -8,16 +8,22 @@ use crate::error::{Error, Result};
 pub struct Topology {
     shape: [usize; 2],
     block: usize,
-    row_offsets: Vec<u32>,
-    columns: Vec<u32>,
-    rows: Vec<u32>,
-    t_offsets: Vec<u32>,
-    t_rows: Vec<u32>,
-    t_blocks: Vec<u32>,
+    index: Index,
+}
+
+/// The arrays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Index {
+    pub row_offsets: Vec<u32>,
+    pub columns: Vec<u32>,
+    pub rows: Vec<u32>,
+    pub t_offsets: Vec<u32>,
+    pub t_rows: Vec<u32>,
+    pub t_blocks: Vec<u32>,
 }
 
 /// `[⌈n/b⌉, ⌈k/b⌉]`, when b is a block's edge and blocks can be counted in 31 bits.
-pub(super) fn grid([n, k]: [usize; 2], block: usize) -> Result<[usize; 2]> {
+pub(crate) fn grid([n, k]: [usize; 2], block: usize) -> Result<[usize; 2]> {
     if !BLOCKS.contains(&block) {
         return Err(Error::value(OP, "block", "16, 32, 64 or 128", block));
     }
@@ -113,7 +119,16 @@ impl Topology {
             t_blocks[*place as usize] = e as u32;
             *place += 1;
         }
-        Ok(Topology { shape, block, row_offsets, columns, rows, t_offsets, t_rows, t_blocks })
+        Ok(Topology { shape, block, index: Index { row_offsets, columns, rows, t_offsets, t_rows, t_blocks } })
+    }
+
+    /// From arrays that a kernel made. They are held against the host's: a pattern is valid wherever it comes from.
+    pub(crate) fn of_index(shape: [usize; 2], block: usize, index: Index) -> Result<Self> {
+        let own = Topology::from_offsets(shape, block, index.row_offsets.clone(), index.columns.clone())?;
+        if own.index == index {
+            return Ok(own);
+        }
+        Err(Error::value(OP, "index", "arrays that agree with each other", "a transpose index of other blocks"))
     }
 
     /// `[n, k]`
@@ -127,11 +142,11 @@ impl Topology {
 
     /// `[⌈n/b⌉, ⌈k/b⌉]`
     pub fn grid(&self) -> [usize; 2] {
-        [self.row_offsets.len() - 1, self.t_offsets.len() - 1]
+        [self.index.row_offsets.len() - 1, self.index.t_offsets.len() - 1]
     }
 
     pub fn nnz(&self) -> usize {
-        self.columns.len()
+        self.index.columns.len()
     }
 
     /// Share of the blocks that exist; 0 for a matrix of none.
@@ -141,32 +156,32 @@ impl Topology {
     }
 
     pub fn row_offsets(&self) -> &[u32] {
-        &self.row_offsets
+        &self.index.row_offsets
     }
 
     pub fn columns(&self) -> &[u32] {
-        &self.columns
+        &self.index.columns
     }
 
     pub fn rows(&self) -> &[u32] {
-        &self.rows
+        &self.index.rows
     }
 
     pub fn t_offsets(&self) -> &[u32] {
-        &self.t_offsets
+        &self.index.t_offsets
     }
 
     pub fn t_rows(&self) -> &[u32] {
-        &self.t_rows
+        &self.index.t_rows
     }
 
     pub fn t_blocks(&self) -> &[u32] {
-        &self.t_blocks
+        &self.index.t_blocks
     }
 
     /// (row, column) of every block, in order.
     pub fn blocks(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
-        self.rows.iter().copied().zip(self.columns.iter().copied())
+        self.index.rows.iter().copied().zip(self.index.columns.iter().copied())
     }
 
     /// One flag per block of the grid, row-major.
