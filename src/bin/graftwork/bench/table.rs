@@ -121,6 +121,15 @@ pub fn all(dtype: DType) -> Vec<Entry> {
         entry(Model, t.frozen([512, 768, 768, 8])),
         entry(Model, t.frozen([512, 3072, 768, 16])),
         entry(Gpu, t.frozen([4096, 4096, 4096, 16])),
+        entry(Small, t.block_sparse([544, 64, 64], 16, 0.25)),
+        entry(Model, t.block_sparse([1024, 1024, 1024], 16, 0.25)),
+        entry(Model, t.block_sparse([1024, 1024, 1024], 32, 0.25)),
+        entry(Model, t.block_sparse([1024, 1024, 1024], 64, 0.25)),
+        entry(Model, t.block_sparse([1024, 1024, 1024], 128, 0.25)),
+        entry(Gpu, t.block_sparse([8192, 4096, 4096], 16, 0.25)),
+        entry(Gpu, t.block_sparse([8192, 4096, 4096], 32, 0.25)),
+        entry(Gpu, t.block_sparse([8192, 4096, 4096], 64, 0.25)),
+        entry(Gpu, t.block_sparse([8192, 4096, 4096], 128, 0.25)),
         entry(Small, t.linear([32, 5, 64])),
         entry(Model, t.linear([512, 768, 768])),
         entry(Small, t.norm(Kind::Layer, 544, 64)),
@@ -186,6 +195,20 @@ impl Table {
             case: cases::linear::frozen(cases::linear::Frozen(m, n, k, r, true, 0.0), Judge::Bound),
             forward: Cost::product(desc.flops(), desc.bytes(), [m, n, k]),
             backward: Cost::product(flops, bytes, [m, k, n]),
+        }
+    }
+
+    /// Against the dense product of the same shape: what it costs to mask instead.
+    fn block_sparse(&self, [m, n, k]: [usize; 3], b: usize, density: f64) -> Subject {
+        let shape = cases::block_sparse::Shape(m, n, k, b, cases::block_sparse::Blocks::Random(density));
+        let values = (product(&[n, k]) as f64 * density) as u64;
+        let flops = 2 * product(&[m]) * values;
+        let forward = (product(&[m, n + k]) + values) * self.size;
+        let backward = (product(&[m, n + 2 * k]) + values) * self.size + values * F32;
+        Subject::Call {
+            case: cases::block_sparse::linear(shape, Judge::Bound),
+            forward: Cost::product(flops, forward, [m, n, k]),
+            backward: Cost::product(2 * flops, backward, [m, 2 * k, n]),
         }
     }
 

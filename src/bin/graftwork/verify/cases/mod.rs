@@ -2,6 +2,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod block_sparse;
 pub mod elementwise;
 pub mod linear;
 pub mod loss;
@@ -12,6 +13,15 @@ use super::case::Case;
 
 /// Every case, families together.
 pub fn all() -> Vec<Case> {
-    let families = [linear::all, norm::all, elementwise::all, attention::all, tokens::all, loss::all, adamw::all];
+    let families = [
+        linear::all,
+        norm::all,
+        elementwise::all,
+        attention::all,
+        tokens::all,
+        loss::all,
+        adamw::all,
+        block_sparse::all,
+    ];
     families.into_iter().flat_map(|family| family()).collect()
 }
