@@ -157,9 +157,6 @@ __device__ __forceinline__ Dropout dropout_of(const GemmParams& p) {
     return Dropout{p.seed, p.step, p.site, p.threshold};
 }
 
-// What a factor of the mask makes of v: itself, or its product with zero.
-__device__ __forceinline__ float masked(float v, bool kept) { return kept ? v : v * 0.0f; }
-
 __device__ __forceinline__ void store_pair(float* to, float first, float second) {
     *reinterpret_cast<float2*>(to) = make_float2(first, second);
 }

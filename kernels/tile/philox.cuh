@@ -50,4 +50,7 @@ struct Dropout {
     }
 };
 
+// What a factor of the mask makes of v: itself, or its product with zero.
+__device__ __forceinline__ float masked(float v, bool kept) { return kept ? v : v * 0.0f; }
+
 }  // namespace tile

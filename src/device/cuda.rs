@@ -16,6 +16,8 @@ use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
 use crate::device::launch::{GpuInfo, LaunchSpec, Launcher, MAX_PARAMS};
+use crate::device::tensor_map::{Swizzle, TensorMap};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::kernels::{self, KernelId};
 use driver::{Driver, Function};
@@ -104,6 +106,10 @@ impl Launcher for Cuda {
 
     fn capability(&self) -> u32 {
         self.driver.capability
+    }
+
+    fn multiprocessors(&self) -> u32 {
+        self.driver.multiprocessors
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
@@ -254,8 +260,48 @@ fn is_sticky(code: u32) -> bool {
     matches!(code, 4 | 214 | 220 | 700 | 702 | 709 | 710 | 714..=719 | 999)
 }
 
-#[repr(align(64))]
+#[repr(align(128))]
 struct Aligned([MaybeUninit<u8>; MAX_PARAMS]);
+
+/// Has the driver encode a map, which computes and touches no GPU.
+///
+/// # Safety
+/// `to` is valid for writing one map.
+unsafe fn encode(map: &TensorMap, to: *mut sys::CUtensorMap) -> std::result::Result<(), DriverError> {
+    use sys::CUtensorMapDataType as Kind;
+    let kind = match map.dtype {
+        DType::F16 => Kind::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        DType::BF16 => Kind::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        // Others have been refused by the check of the launch.
+        _ => Kind::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+    };
+    let swizzle = match map.swizzle {
+        Swizzle::B32 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_32B,
+        Swizzle::B64 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
+        Swizzle::B128 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+    };
+    let (dims, strides) = ([map.cols, map.rows], [map.stride()]);
+    let (tile, steps) = ([map.tile_cols(), map.tile_rows], [1, 1]);
+    // SAFETY: 1. the caller's promise on `to`; 2. sizes, box and steps have two entries, strides one, as two dimensions need; 3. the
+    // address is only encoded.
+    unsafe {
+        sys::cuTensorMapEncodeTiled(
+            to,
+            kind,
+            2,
+            map.address as *mut c_void,
+            dims.as_ptr(),
+            strides.as_ptr(),
+            tile.as_ptr(),
+            steps.as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            swizzle,
+            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+        .result()
+    }
+}
 
 /// Puts one launch on the stream.
 ///
@@ -269,7 +315,12 @@ unsafe fn start(
 ) -> std::result::Result<(), DriverError> {
     // The driver reads the struct where it lies, so it is moved to the alignment that a tensor map in it wants.
     let mut aligned = Aligned([const { MaybeUninit::uninit() }; MAX_PARAMS]);
-    for (to, &from) in aligned.0.iter_mut().zip(spec.params.bytes()) {
+    let (maps, rest) = aligned.0.split_at_mut(spec.maps.len() * TensorMap::BYTES);
+    for (to, map) in maps.chunks_exact_mut(TensorMap::BYTES).zip(&spec.maps) {
+        // SAFETY: each place has the size of a map and its alignment, as the first one has and its size is a multiple of it.
+        unsafe { encode(map, to.as_mut_ptr().cast()) }?;
+    }
+    for (to, &from) in rest.iter_mut().zip(spec.params.bytes()) {
         to.write(from);
     }
     let mut params: [*mut c_void; 1] = [aligned.0.as_mut_ptr().cast()];

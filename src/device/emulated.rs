@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
-use ptx_emulator::{Arch, Device as Emulator, LaunchConfig, Module};
+use ptx_emulator::{Arch, Device as Emulator, LaunchConfig, Module, Swizzle as Span, TensorMap as Encoded, TensorType};
 
 use crate::device::counters::{Counters, KernelCounters};
 use crate::device::launch::{LaunchSpec, Launcher};
+use crate::device::tensor_map::{Swizzle, TensorMap};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::kernels::{FAMILIES, KernelId, available, resources};
 
@@ -24,6 +26,11 @@ pub struct Emulated {
 impl Emulated {
     /// `arch` is `sm_80` or `sm_90a`.
     pub fn new(arch: &str) -> Result<Self> {
+        Emulated::with_seed(arch, 0)
+    }
+
+    /// The seed decides in what order warps and blocks run. No result depends on it.
+    pub fn with_seed(arch: &str, seed: u64) -> Result<Self> {
         available()?;
         let (arch, capability, kind) = match arch {
             "sm_80" => ("sm_80", 80, Arch::Sm80),
@@ -31,7 +38,9 @@ impl Emulated {
             other => return Err(Error::value("device", "name", "emulated, emulated:sm_80 or emulated:sm_90a", other)),
         };
         let modules = std::array::from_fn(|_| OnceLock::new());
-        let (emulator, counters) = (Mutex::new(Emulator::new(kind)), Mutex::default());
+        let mut emulator = Emulator::new(kind);
+        emulator.set_seed(seed);
+        let (emulator, counters) = (Mutex::new(emulator), Mutex::default());
         Ok(Emulated { arch, capability, emulator, modules, counters })
     }
 
@@ -79,6 +88,24 @@ fn of_one_launch(counted: &ptx_emulator::Counters) -> Counters {
     }
 }
 
+/// As the driver encodes it for a GPU.
+fn encode(map: &TensorMap) -> std::result::Result<[u8; TensorMap::BYTES], String> {
+    let kind = match map.dtype {
+        DType::F16 => TensorType::F16,
+        DType::BF16 => TensorType::Bf16,
+        DType::F32 => TensorType::F32,
+        other => return Err(format!("no tensor map of {other}")),
+    };
+    let span = match map.swizzle {
+        Swizzle::B32 => Span::B32,
+        Swizzle::B64 => Span::B64,
+        Swizzle::B128 => Span::B128,
+    };
+    let (dims, tile) = ([map.cols, map.rows], [map.tile_cols(), map.tile_rows]);
+    let encoded = Encoded::tiled(kind, map.address, &dims, &[map.stride()], &tile, &[1, 1], span, false);
+    encoded.map(|e| e.to_bytes()).map_err(|e| e.to_string())
+}
+
 fn fault(place: &'static str, report: impl std::fmt::Display) -> Error {
     Error::Emulated { place, report: report.to_string() }
 }
@@ -90,6 +117,11 @@ impl Launcher for Emulated {
 
     fn capability(&self) -> u32 {
         self.capability
+    }
+
+    /// Few, so that persistent kernels go around more than once on small problems.
+    fn multiprocessors(&self) -> u32 {
+        4
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
@@ -129,7 +161,12 @@ impl Launcher for Emulated {
         let config = LaunchConfig::new(spec.grid, spec.block).shared(spec.shared_bytes).cluster(spec.cluster);
         let config = config.registers(self.registers(symbol));
         let module = self.module(spec.kernel)?;
-        let launched = self.emulator().launch(module, symbol, &config, spec.params.bytes());
+        let mut params = Vec::with_capacity(spec.maps.len() * TensorMap::BYTES + spec.params.bytes().len());
+        for map in &spec.maps {
+            params.extend(encode(map).map_err(|e| fault(symbol, e))?);
+        }
+        params.extend_from_slice(spec.params.bytes());
+        let launched = self.emulator().launch(module, symbol, &config, &params);
         let report = launched.map_err(|e| fault(symbol, e))?;
         self.count(spec.kernel, &report.counters);
         Ok(())

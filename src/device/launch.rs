@@ -3,6 +3,7 @@
 use smallvec::SmallVec;
 
 use crate::device::counters::KernelCounters;
+use crate::device::tensor_map::TensorMap;
 use crate::error::{Error, Result};
 use crate::kernels::KernelId;
 
@@ -15,6 +16,8 @@ pub struct LaunchSpec {
     pub cluster: [u32; 3],
     /// Dynamic shared memory in bytes, beyond what the kernel declares statically.
     pub shared_bytes: u32,
+    /// The launcher encodes these in front of the parameters, where a Hopper kernel has them.
+    pub maps: TensorMaps,
     pub params: Params,
 }
 
@@ -49,7 +52,10 @@ impl LaunchSpec {
                 self.shared_bytes, row.shared_bytes
             ));
         }
-        let got = self.params.bytes().len();
+        if let Some(reason) = self.maps.iter().find_map(TensorMap::refusal) {
+            return refuse(format!("a tensor map of {reason}"));
+        }
+        let got = self.maps.len() * TensorMap::BYTES + self.params.bytes().len();
         if got > MAX_PARAMS {
             return refuse(format!("parameters of {got} bytes; {MAX_PARAMS} are possible"));
         }
@@ -76,10 +82,13 @@ pub struct GpuInfo {
     pub total_bytes: usize,
 }
 
+/// The few that one kernel takes stay on the stack.
+pub type TensorMaps = SmallVec<[TensorMap; 6]>;
+
 /// Launches in order. The few that one op needs stay on the stack.
 pub type Plan = SmallVec<[LaunchSpec; 2]>;
 
-/// The one argument of a kernel: a `#[repr(C)]` struct, by value.
+/// The one argument of a kernel, or what follows the tensor maps in it: a `#[repr(C)]` struct, by value.
 #[derive(Clone, PartialEq)]
 pub struct Params(SmallVec<[u8; 256]>);
 
@@ -115,6 +124,8 @@ pub trait Launcher: Send + Sync {
     fn name(&self) -> String;
     /// Compute capability times ten: 80, 90.
     fn capability(&self) -> u32;
+    /// How many multiprocessors share the blocks of a launch.
+    fn multiprocessors(&self) -> u32;
     /// An address of at least `bytes` bytes, aligned to 256. Contents are unspecified.
     fn allocate(&self, bytes: usize) -> Result<u64>;
     fn release(&self, address: u64, bytes: usize);

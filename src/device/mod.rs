@@ -12,6 +12,7 @@ mod emulated;
 mod gemm;
 mod host;
 pub mod launch;
+mod tensor_map;
 mod trace;
 
 use std::path::Path;
@@ -20,8 +21,11 @@ use std::sync::atomic::{AtomicIsize, Ordering};
 
 pub use buffer::{Buffer, HostRead, HostWrite};
 pub use counters::{Counters, KernelCounters};
+#[cfg(all(test, feature = "emulator"))]
+pub(crate) use emulated::Emulated;
 pub(crate) use gemm::{Mat, MatMut, Product, gemm, gemm_alone};
-pub use launch::{GpuInfo, LaunchSpec, Launcher, Params, Plan};
+pub use launch::{GpuInfo, LaunchSpec, Launcher, Params, Plan, TensorMaps};
+pub use tensor_map::{Swizzle, TensorMap};
 
 use crate::error::{Error, Result};
 use host::HostPool;

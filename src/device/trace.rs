@@ -33,6 +33,11 @@ impl Launcher for Trace {
         self.capability
     }
 
+    /// Those of an H200 or an A100.
+    fn multiprocessors(&self) -> u32 {
+        if self.capability >= 90 { 132 } else { 108 }
+    }
+
     fn allocate(&self, bytes: usize) -> Result<u64> {
         let span = (bytes as u64).max(1).next_multiple_of(256);
         Ok(self.next.fetch_add(span, Ordering::Relaxed))

@@ -156,6 +156,38 @@ const RIDE: Family = Family {
     ],
 };
 
+/// Ring, panels of out, and barriers of a product on Hopper: 128 rows and so many columns a block, 64 of k a stage.
+const fn hopper_ring(cols: u32, stages: u32) -> u32 {
+    stages * (128 + cols) * 64 * 2 + 2 * 128 * 64 * 2 + stages * 16
+}
+
+macro_rules! frozen_linear_hopper {
+    ($cols:literal, $stages:literal) => {
+        Family {
+            source: "frozen_linear_hopper.cu",
+            class: Class::Hopper,
+            defines: &[
+                ("HOPPER_COLS", $cols),
+                ("HOPPER_STAGES", $stages),
+                ("HOPPER_SHARED", hopper_ring($cols, $stages)),
+            ],
+            kernels: &[
+                hopper_row(concat!("frozen_linear_nt_f16_128x", $cols, "x64_sm90a"), hopper_ring($cols, $stages)),
+                hopper_row(concat!("frozen_linear_nn_f16_128x", $cols, "x64_sm90a"), hopper_ring($cols, $stages)),
+                hopper_row(concat!("frozen_linear_nt_bf16_128x", $cols, "x64_sm90a"), hopper_ring($cols, $stages)),
+                hopper_row(concat!("frozen_linear_nn_bf16_128x", $cols, "x64_sm90a"), hopper_ring($cols, $stages)),
+            ],
+        }
+    };
+}
+
+const FROZEN_LINEAR_HOPPER_256: Family = frozen_linear_hopper!(256, 4);
+const FROZEN_LINEAR_HOPPER_128: Family = frozen_linear_hopper!(128, 6);
+
+const fn hopper_row(symbol: &'static str, shared_bytes: u32) -> Row {
+    Row { symbol, threads: 384, shared_bytes, max_registers: 168 }
+}
+
 const NORM: Family = Family {
     source: "norm.cu",
     class: Class::Portable,
@@ -485,6 +517,8 @@ pub const FAMILIES: &[Family] = &[
     CROSS_ENTROPY,
     EMBEDDING,
     FROZEN_LINEAR,
+    FROZEN_LINEAR_HOPPER_256,
+    FROZEN_LINEAR_HOPPER_128,
     NORM,
     PATCH_EMBEDDING,
     POOL,

@@ -1,6 +1,6 @@
 //! What every `gpu.rs` shares: the kernel of a dtype, how many blocks, whether 16-byte accesses are allowed.
 
-use crate::device::{LaunchSpec, Params};
+use crate::device::{LaunchSpec, Params, TensorMaps};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::kernels::KernelId;
@@ -30,6 +30,7 @@ pub(crate) fn launch<T: bytemuck::NoUninit>(kernel: KernelId, blocks: u32, param
         block: [kernel.row().threads, 1, 1],
         cluster: [1, 1, 1],
         shared_bytes: kernel.row().shared_bytes,
+        maps: TensorMaps::new(),
         params: Params::of(params),
     }
 }

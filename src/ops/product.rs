@@ -4,10 +4,12 @@
 //! out[m, n] = out_scale · ( mask ⊙ low_scale · (A1 · B1) + A2 · B2 ) + bias      or added to what out holds
 //! ```
 
-use std::fmt::Write as _;
+pub(crate) mod hopper;
+#[cfg(all(test, feature = "emulator"))]
+mod tests;
 
 use crate::autograd::Target;
-use crate::device::{Device, LaunchSpec, Plan};
+use crate::device::{Device, LaunchSpec, Launcher, Plan};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::kernels::KernelId;
@@ -77,6 +79,46 @@ pub(crate) struct Product {
     pub dropout: Option<Dropout>,
     pub scale: f64,
     pub accumulate: bool,
+    pub gpu: Gpu,
+}
+
+/// What a plan knows of the GPU that it is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gpu {
+    /// Compute capability times ten: 80, 90.
+    pub capability: u32,
+    pub multiprocessors: u32,
+}
+
+impl Gpu {
+    /// Any: for plans that take the portable kernels.
+    pub const ANY: Gpu = Gpu { capability: 80, multiprocessors: 1 };
+
+    /// The GPU behind a device; [`Gpu::ANY`] for the CPU.
+    pub fn of(device: &Device) -> Self {
+        let gpu = |l: &dyn Launcher| Gpu { capability: l.capability(), multiprocessors: l.multiprocessors() };
+        device.launcher().map_or(Gpu::ANY, gpu)
+    }
+}
+
+/// What a launch does, computed from its plan: held against what the emulator counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(test), allow(dead_code))]
+pub(crate) struct Traffic {
+    /// 32-byte sectors of global memory that the copy engine reads and writes. What one block sends to both is read once.
+    pub loaded: u64,
+    pub stored: u64,
+    /// Multiply-adds of the tensor cores, those of tiles beyond the edges included.
+    pub macs: u64,
+}
+
+/// A kernel that could compute a product.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Tile, and the class if it is not the portable one.
+    pub name: &'static str,
+    /// Why it is not taken; `None` for the one that is.
+    pub refusal: Option<String>,
 }
 
 /// Mirrors `struct GemmParams` in `kernels/tile/gemm.cuh`.
@@ -212,11 +254,20 @@ impl Product {
             dropout: None,
             scale: 1.0,
             accumulate: false,
+            gpu: Gpu::ANY,
         }
+    }
+
+    /// For the GPU behind a device, so that its own kernels may be chosen.
+    pub fn on(self, device: &Device) -> Self {
+        Product { gpu: Gpu::of(device), ..self }
     }
 
     /// The launch, writing to `out`; tn takes all of k in one piece.
     pub fn spec(&self) -> Result<LaunchSpec> {
+        if let Some(tile) = hopper::choose(self) {
+            return hopper::spec(self, tile);
+        }
         self.spec_in_pieces(self.choose()?, self.k)
     }
 
@@ -226,6 +277,7 @@ impl Product {
         if self.m == 0 {
             return Ok(());
         }
+        self = self.on(device);
         if target.tensor.dtype() == self.dtype {
             (self.out, self.accumulate) = (target.tensor.address()?, target.accumulate);
             return device.run(&Plan::from_iter([self.spec()?]));
@@ -256,24 +308,17 @@ impl Product {
         column_sum(&workspace, 1, self.m * self.n, 1.0, target)
     }
 
-    /// Which tiles there are, which is taken, and why not the others.
-    #[cfg_attr(not(test), allow(dead_code))]
-    pub fn explain(&self) -> String {
-        let mut text = format!("{:?} [{}, {}, {}] {}:", self.layout, self.m, self.n, self.k, self.dtype);
-        for tile in &TILES {
-            match self.reject(tile) {
-                Some(reason) => {
-                    let _ = write!(text, " {}: no, {reason};", tile.name);
-                }
-                None => {
-                    let _ = write!(text, " {}: taken", tile.name);
-                    break;
-                }
-            }
-        }
-        text
+    /// The kernels that there are, in order of preference, up to the one that is taken.
+    pub fn candidates(&self) -> Vec<Candidate> {
+        let hopper = hopper::TILES.iter().map(|tile| (tile.name, hopper::refusal(self, tile)));
+        let tiles = TILES.iter().map(|tile| (tile.name, self.reject(tile).map(String::from)));
+        let mut open = true;
+        let until_taken =
+            hopper.chain(tiles).take_while(move |(_, refusal)| std::mem::replace(&mut open, refusal.is_some()));
+        until_taken.map(|(name, refusal)| Candidate { name, refusal }).collect()
     }
 
+    /// The portable tile.
     fn choose(&self) -> Result<&'static Tile> {
         let tile = TILES.iter().find(|tile| self.reject(tile).is_none()).unwrap_or(&TILES[TILES.len() - 1]);
         let (rows, cols) = (self.m.div_ceil(tile.edge), self.n.div_ceil(tile.edge));

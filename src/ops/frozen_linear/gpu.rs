@@ -31,7 +31,7 @@ fn forward_plan(desc: &Desc, x: &Tensor, operands: &Operands, h: Option<&Tensor>
         return Ok(plan);
     }
     let addresses = [x.address()?, operands.weight.address()?, y.address()?];
-    let mut base = Product::new(OP, Layout::Nt, dtype, [m, n, k], addresses);
+    let mut base = Product::new(OP, Layout::Nt, dtype, [m, n, k], addresses).on(x.device());
     base.bias = operands.bias.map_or(Ok(0), Tensor::address)?;
     if let (Some(a), Some(b), Some(h)) = (operands.a, operands.b, h) {
         let addresses = [x.address()?, a.address()?, h.address()?];
@@ -102,7 +102,9 @@ mod tests {
     use crate::device::{Device, LaunchSpec};
     use crate::dtype::DType;
     use crate::error::Error;
-    use crate::ops::product::{ACCUMULATE, DROPOUT, GemmParams, PAIRS, VECTOR_A1, VECTOR_A2, VECTOR_B1, VECTOR_B2};
+    use crate::ops::product::{
+        ACCUMULATE, Candidate, DROPOUT, GemmParams, Gpu, PAIRS, VECTOR_A1, VECTOR_A2, VECTOR_B1, VECTOR_B2,
+    };
     use crate::rng::{Dropout, Stream};
 
     const VECTORS: u32 = VECTOR_A1 | VECTOR_B1 | VECTOR_A2 | VECTOR_B2;
@@ -266,12 +268,25 @@ mod tests {
 
     #[test]
     fn the_choice_of_a_tile_explains_itself() {
-        let explain = |m, n, k, dtype| Product::new(OP, Layout::Nt, dtype, [m, n, k], [0; 3]).explain();
-        let text = explain(4096, 4096, 64, DType::BF16);
-        assert!(text.contains("128x128x32: taken"), "{text}");
-        let text = explain(4096, 8, 64, DType::BF16);
-        assert!(text.contains("half of each tile") && text.contains("64x64: taken"), "{text}");
-        assert!(explain(256, 256, 64, DType::F16).contains("too few blocks"));
-        assert!(explain(4096, 4096, 64, DType::F32).contains("f32 has one tile"));
+        let (a100, h200) = (Gpu { capability: 80, multiprocessors: 108 }, Gpu { capability: 90, multiprocessors: 132 });
+        let explain = |[m, n, k]: [usize; 3], dtype, gpu| {
+            let product = Product::new(OP, Layout::Nt, dtype, [m, n, k], [0; 3]);
+            let line = |c: Candidate| format!("{}: {}", c.name, c.refusal.unwrap_or("taken".into()));
+            Product { gpu, ..product }.candidates().into_iter().map(line).collect::<Vec<_>>().join("; ")
+        };
+        let cases = [
+            ([4096, 4096, 64], DType::BF16, a100, ["needs sm_90", "128x128x32: taken"]),
+            ([4096, 8, 64], DType::BF16, a100, ["half of each tile", "64x64: taken"]),
+            ([256, 256, 64], DType::F16, a100, ["too few blocks", "64x64: taken"]),
+            ([4096, 4096, 64], DType::F32, h200, ["for f16 and bf16", "f32 has one tile"]),
+            ([4096, 4096, 64], DType::BF16, h200, ["128x256x64 sm90a: taken", ""]),
+            ([4096, 4095, 64], DType::BF16, h200, ["n = 4095 is no multiple of 8", "128x128x32: taken"]),
+            ([256, 256, 64], DType::BF16, h200, ["pairs of tiles are too few", "64x64: taken"]),
+            ([8192, 16, 4096], DType::BF16, h200, ["half of each tile", "64x64: taken"]),
+        ];
+        for (shape, dtype, gpu, parts) in cases {
+            let text = explain(shape, dtype, gpu);
+            assert!(parts.iter().all(|part| text.contains(part)), "{shape:?}: {text}");
+        }
     }
 }

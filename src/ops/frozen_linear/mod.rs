@@ -33,6 +33,8 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::block_sparse::Update;
 use crate::ops::host::with_real;
+pub use crate::ops::product::{Candidate, Gpu};
+use crate::ops::product::{Layout, Product};
 use crate::rng::Dropout;
 use crate::shape::Dims;
 use crate::tensor::{BlockPattern, FrozenWeight, Tensor};
@@ -138,6 +140,13 @@ impl Desc {
         let (m, n, k, r) = (self.m as u64, self.n as u64, self.k as u64, self.r as u64);
         (m * k + n * k + m * n + r * (n + k)) * self.dtype.size() as u64
     }
+}
+
+/// The kernels for the large product of each pass, in order of preference up to the one that is taken, with the reason against each
+/// that is not. Operands are taken to be aligned.
+pub fn candidates(gpu: Gpu, dtype: DType, [m, n, k]: [usize; 3]) -> [(&'static str, Vec<Candidate>); 2] {
+    let product = |layout, shape| Product { gpu, ..Product::new(OP, layout, dtype, shape, [0; 3]) }.candidates();
+    [("forward", product(Layout::Nt, [m, n, k])), ("backward", product(Layout::Nn, [m, k, n]))]
 }
 
 /// `y = x W₀ᵀ + b + s · dropout(x) Aᵀ Bᵀ`; see the module for shapes and errors.

@@ -14,7 +14,7 @@ pub fn forward(desc: &Desc, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, 
         return Ok(Plan::new());
     }
     let addresses = [x.address()?, weight.address()?, y.address()?];
-    let product = Product::new(OP, Layout::Nt, dtype, [m, n, k], addresses);
+    let product = Product::new(OP, Layout::Nt, dtype, [m, n, k], addresses).on(x.device());
     let bias = bias.map_or(Ok(0), Tensor::address)?;
     Ok(Plan::from_iter([Product { bias, ..product }.spec()?]))
 }

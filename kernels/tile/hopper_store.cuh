@@ -1,0 +1,94 @@
+// A finished tile on its way out: each warp packs 16 rows and WIDTH columns of its sums at a time into shared memory and lets the
+// copy engine write them. A warp has two such panels, so that one is packed while the other leaves, and the last two leave while
+// the next tile is being multiplied. Warps do not wait for one another.
+#pragma once
+
+#include <cstdint>
+
+#include "ptx/stmatrix.cuh"
+#include "ptx/tensor_copy.cuh"
+#include "tile/elements.cuh"
+
+namespace tile {
+
+constexpr int PANEL_ROWS = 16;
+
+// The result, where a sum needs more than its own factor: a bias for each column, or what out already holds.
+template <typename T>
+struct Finish {
+    const T* bias;
+    const T* held;
+    size_t rows;
+    size_t cols;
+    float scale;
+
+    // Two neighbouring columns, the first of them even; cols is a multiple of 8.
+    __device__ __forceinline__ uint32_t pair(size_t row, size_t col, float first, float second) const {
+        first *= scale;
+        second *= scale;
+        if (col < cols) {
+            if (bias != nullptr) add(first, second, bias + col);
+            if (held != nullptr && row < rows) add(first, second, held + row * cols + col);
+        }
+        return repack<T>(first, second);
+    }
+
+    static __device__ __forceinline__ void add(float& first, float& second, const T* from) {
+        const float2 v = unpack<T>(*reinterpret_cast<const uint32_t*>(from));
+        first += v.x;
+        second += v.y;
+    }
+};
+
+// WIDTH elements are one line of shared memory, whose chunks are permuted as the tensor map of out says.
+template <typename T, int WIDTH>
+struct PanelStore {
+    static constexpr int LINE = WIDTH * 2, PANEL_BYTES = PANEL_ROWS * LINE, WARP_BYTES = 2 * PANEL_BYTES;
+    static_assert(LINE == 128 || LINE == 64 || LINE == 32, "a line is one span of a swizzle");
+
+    // Offset of a 16-byte chunk of a row. Eight neighbouring rows touch every bank once.
+    static __device__ __forceinline__ int place(int row, int chunk) {
+        const int turn = LINE == 128 ? row & 7 : LINE == 64 ? row >> 1 & 3 : row >> 2 & 1;
+        return row * LINE + ((chunk ^ turn) << 4);
+    }
+
+    // `buffer` holds this warp's two panels, used in turn; FIRST is the number of panels written since the first was. Sums as wgmma
+    // leaves them: 16 rows from `row` on, COUNT * 2 columns from `col` on.
+    template <int FIRST, int COUNT>
+    static __device__ __forceinline__ void store(unsigned char* buffer, const ptx::TensorMap* out, const Finish<T>& finish,
+                                                 const float (&sums)[COUNT], size_t row, size_t col) {
+        const int lane = threadIdx.x % 32;
+        const size_t own_row = row + lane / 4, own_col = col + lane % 4 * 2;
+#pragma unroll
+        for (int panel = 0; panel < COUNT * 2 / WIDTH; ++panel) {
+            unsigned char* to = buffer + (FIRST + panel) % 2 * PANEL_BYTES;
+            // The copy engine has read what was in this panel before; the whole warp may write to it.
+            if (lane == 0) ptx::cp_async_bulk_wait_group_read<1>();
+            __syncwarp();
+#pragma unroll
+            for (int chunk = 0; chunk < WIDTH / 8; chunk += 2) {
+                uint32_t words[4];
+#pragma unroll
+                for (int w = 0; w < 4; ++w) {
+                    const int i = panel * WIDTH / 2 + (chunk + w / 2) * 4 + w % 2 * 2;
+                    words[w] = finish.pair(own_row + w % 2 * 8, own_col + panel * WIDTH + (chunk + w / 2) * 8, sums[i], sums[i + 1]);
+                }
+                ptx::stmatrix_x4(to + place(lane % 16, chunk + lane / 16), words[0], words[1], words[2], words[3]);
+            }
+            // What all lanes have written is there for the copy engine.
+            ptx::fence_proxy_async();
+            __syncwarp();
+            if (lane == 0) {
+                ptx::cp_async_bulk_tensor_2d_store(out, to, static_cast<int32_t>(col + panel * WIDTH), static_cast<int32_t>(row));
+                ptx::cp_async_bulk_commit_group();
+            }
+        }
+    }
+
+    // Shared memory may go: everything in it has been read.
+    static __device__ __forceinline__ void drain() {
+        if (threadIdx.x % 32 == 0) ptx::cp_async_bulk_wait_group_read<0>();
+    }
+};
+
+}  // namespace tile

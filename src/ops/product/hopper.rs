@@ -1,0 +1,217 @@
+//! The plan of a large 16-bit product on Hopper: `kernels/tile/hopper_gemm.cuh`.
+
+use super::{Layout, LowRankFactors, Product, Traffic};
+use crate::device::{LaunchSpec, Params, Swizzle, TensorMap, TensorMaps};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::kernels::KernelId;
+use crate::ops::plan::aligned;
+
+/// Rows of a block's tile of out, and how much of k one stage takes.
+const ROWS: usize = 128;
+const STEP: usize = 64;
+/// How much of a sum one instruction takes.
+const MMA_STEP: usize = 16;
+/// Blocks of a cluster, one above the other.
+const CLUSTER: usize = 2;
+/// Rows that a warp writes at once.
+const STORE_ROWS: u32 = 16;
+
+/// A block's tile of out and the kernels that make it: by layout (nt, nn), then f16 and bf16.
+pub(super) struct Tile {
+    pub name: &'static str,
+    cols: usize,
+    kernels: [[KernelId; 2]; 2],
+}
+
+macro_rules! per_dtype {
+    ($layout:literal, $cols:literal) => {
+        [
+            KernelId::of(concat!("frozen_linear_", $layout, "_f16_128x", $cols, "x64_sm90a")),
+            KernelId::of(concat!("frozen_linear_", $layout, "_bf16_128x", $cols, "x64_sm90a")),
+        ]
+    };
+}
+
+/// In order of preference.
+pub(super) static TILES: [Tile; 2] = [
+    Tile { name: "128x256x64 sm90a", cols: 256, kernels: [per_dtype!("nt", 256), per_dtype!("nn", 256)] },
+    Tile { name: "128x128x64 sm90a", cols: 128, kernels: [per_dtype!("nt", 128), per_dtype!("nn", 128)] },
+];
+
+/// The narrow tile moves half as many bytes again for the same products: it is taken where it keeps this many percent more of the GPU
+/// busy.
+const WORTH_NARROW: usize = 115;
+
+/// What follows the five maps in `struct HopperGemmParams` of `kernels/tile/hopper_gemm.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub(crate) struct HopperGemmParams {
+    pub bias: u64,
+    pub held: u64,
+    pub m: u64,
+    pub n: u64,
+    pub seed: u64,
+    pub pairs: u32,
+    pub columns: u32,
+    pub low_steps: u32,
+    pub steps: u32,
+    pub step: u32,
+    pub site: u32,
+    pub threshold: u32,
+    pub low_scale: f32,
+    pub out_scale: f32,
+    unused: [u32; 13],
+}
+
+const _: () = {
+    use std::mem::offset_of;
+    assert!(size_of::<HopperGemmParams>() == 128 && offset_of!(HopperGemmParams, pairs) == 40);
+    assert!(offset_of!(HopperGemmParams, out_scale) == 72);
+};
+
+/// Why this product cannot, or should not, be made of these tiles.
+pub(super) fn refusal(p: &Product, tile: &Tile) -> Option<String> {
+    if p.gpu.capability != 90 {
+        return Some(format!("needs sm_90, and this is sm_{}", p.gpu.capability));
+    }
+    if !matches!(p.dtype, DType::F16 | DType::BF16) {
+        return Some(format!("for f16 and bf16, and this is {}", p.dtype));
+    }
+    if p.layout == Layout::Tn {
+        return Some("sums over tokens have the portable kernels".into());
+    }
+    if p.layout == Layout::Nt && p.dropout.is_some() {
+        return Some("drops nothing of an operand".into());
+    }
+    if p.rider.is_some() {
+        return Some("nothing block-sparse rides on it".into());
+    }
+    let rank = p.low_rank.map_or(8, |l| l.rank);
+    for (name, extent) in [("n", p.n), ("k", p.k), ("rank", rank)] {
+        if extent % 8 != 0 {
+            return Some(format!(
+                "the copy engine takes rows of whole 16 bytes, and {name} = {extent} is no multiple of 8"
+            ));
+        }
+    }
+    let low = p.low_rank.map_or([0, 0], |l| [l.a, l.b]);
+    if !aligned(&[p.a, p.b, p.out, p.bias, low[0], low[1]]) {
+        return Some("an operand starts at no multiple of 16 bytes".into());
+    }
+    if [p.m, p.n, p.k].iter().any(|&d| d > i32::MAX as usize - 256) {
+        return Some("an extent beyond the coordinates of the copy engine".into());
+    }
+    if p.m <= ROWS / 2 || p.n <= tile.cols / 2 {
+        return Some("half of each tile would be empty".into());
+    }
+    let clusters = (p.gpu.multiprocessors as usize / CLUSTER).max(1);
+    let turns = turns(p, tile);
+    if turns < clusters.div_ceil(4) {
+        return Some(format!("{turns} pairs of tiles are too few for {} multiprocessors", p.gpu.multiprocessors));
+    }
+    let [_, narrow] = &TILES;
+    // What a cluster computes until the last one is done, in columns.
+    let [own, other] = [tile, narrow].map(|t| self::turns(p, t).div_ceil(clusters) * t.cols);
+    (own * 100 > other * WORTH_NARROW)
+        .then(|| format!("{turns} pairs of tiles leave many of {clusters} clusters idle at the end"))
+}
+
+fn pairs_and_columns(p: &Product, tile: &Tile) -> (usize, usize) {
+    (p.m.div_ceil(ROWS * CLUSTER), p.n.div_ceil(tile.cols))
+}
+
+/// Pairs of tiles, which clusters take in turn.
+fn turns(p: &Product, tile: &Tile) -> usize {
+    let (pairs, columns) = pairs_and_columns(p, tile);
+    pairs.saturating_mul(columns)
+}
+
+/// The tiles that this product is made of, if it goes this way.
+pub(super) fn choose(p: &Product) -> Option<&'static Tile> {
+    TILES.iter().find(|tile| refusal(p, tile).is_none())
+}
+
+pub(super) fn spec(p: &Product, tile: &Tile) -> Result<LaunchSpec> {
+    // The layouts nt and nn and both dtypes are what `refusal` lets pass.
+    let kernel = tile.kernels[usize::from(p.layout == Layout::Nn)][usize::from(p.dtype == DType::BF16)];
+    let (pairs, columns) = pairs_and_columns(p, tile);
+    // The kernel counts turns, and those of a whole band, in 32 bits.
+    if turns(p, tile) > i32::MAX as usize || columns > 1 << 28 {
+        return Err(Error::SizeOverflow { op: p.op, dims: vec![p.m, p.n, p.k] });
+    }
+    let low = p.low_rank.unwrap_or(LowRankFactors { a: 0, b: 0, rank: 0, scale: 0.0 });
+    let map = |address: u64, rows: usize, cols: usize, tile_rows: u32| TensorMap {
+        address,
+        dtype: p.dtype,
+        rows: rows as u64,
+        cols: cols as u64,
+        tile_rows,
+        swizzle: Swizzle::B128,
+    };
+    let b = |address: u64, k: usize| match p.layout {
+        Layout::Nt => map(address, p.n, k, STEP as u32),
+        _ => map(address, k, p.n, STEP as u32),
+    };
+    let (a2, b2) = (map(p.a, p.m, p.k, ROWS as u32), b(p.b, p.k));
+    // Without a low-rank product its maps are not read.
+    let (a1, b1) = match low.rank {
+        0 => (a2, b2),
+        rank => (map(low.a, p.m, rank, ROWS as u32), b(low.b, rank)),
+    };
+    let keep = p.dropout.map_or(1.0, |d| f64::from(d.keep_scale));
+    let (stream, threshold) = p.dropout.map_or((None, 0), |d| (Some(d.stream), d.threshold));
+    let params = HopperGemmParams {
+        bias: p.bias,
+        held: if p.accumulate { p.out } else { 0 },
+        m: p.m as u64,
+        n: p.n as u64,
+        seed: stream.map_or(0, |s| s.seed),
+        pairs: pairs as u32,
+        columns: columns as u32,
+        low_steps: low.rank.div_ceil(MMA_STEP) as u32,
+        steps: p.k.div_ceil(STEP) as u32,
+        step: stream.map_or(0, |s| s.step),
+        site: stream.map_or(0, |s| s.site),
+        threshold,
+        low_scale: (low.scale * keep) as f32,
+        out_scale: p.scale as f32,
+        unused: [0; 13],
+    };
+    // One block a multiprocessor, in whole clusters; each cluster then takes pair after pair.
+    let most = (p.gpu.multiprocessors as usize / CLUSTER).max(1);
+    let clusters = turns(p, tile).min(most);
+    Ok(LaunchSpec {
+        kernel,
+        grid: [(clusters * CLUSTER) as u32, 1, 1],
+        block: [kernel.row().threads, 1, 1],
+        cluster: [CLUSTER as u32, 1, 1],
+        shared_bytes: kernel.row().shared_bytes,
+        maps: TensorMaps::from_slice(&[a1, b1, a2, b2, map(p.out, p.m, p.n, STORE_ROWS)]),
+        params: Params::of(&params),
+    })
+}
+
+/// Sectors of a row of `extent` elements that is read or written in lines of `STEP`.
+fn row_sectors(extent: usize) -> u64 {
+    let line = |elements: usize| (elements as u64 * 2).div_ceil(32);
+    (extent / STEP) as u64 * line(STEP) + line(extent % STEP)
+}
+
+/// Of the launch that [`spec`] plans, without what threads read themselves: bias, and out where it is added to.
+#[cfg_attr(not(test), allow(dead_code))]
+pub(super) fn traffic(p: &Product, tile: &Tile) -> Traffic {
+    let (pairs, columns) = pairs_and_columns(p, tile);
+    let mut traffic = Traffic { loaded: 0, stored: p.m as u64 * row_sectors(p.n), macs: 0 };
+    for (k, whole) in [(p.low_rank.map_or(0, |l| l.rank), MMA_STEP), (p.k, STEP)] {
+        let a = p.m as u64 * row_sectors(k);
+        let b = match p.layout {
+            Layout::Nt => p.n as u64 * row_sectors(k),
+            _ => k as u64 * row_sectors(p.n),
+        };
+        traffic.loaded += a * columns as u64 + b * pairs as u64;
+        let tiles = (pairs * CLUSTER * columns) as u64;
+        traffic.macs += tiles * (ROWS * tile.cols * k.next_multiple_of(whole)) as u64;
+    }
+    traffic
+}

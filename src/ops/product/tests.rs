@@ -1,0 +1,122 @@
+//! The Hopper products on the emulator: exact for every tail, equal to the portable ones, for any order of warps.
+
+use super::*;
+use crate::device::Emulated;
+use crate::rng::Stream;
+use crate::testing::integers;
+
+fn device(seed: u64) -> Device {
+    Device::with_launcher(Box::new(Emulated::with_seed("sm_90a", seed).unwrap()))
+}
+
+fn tensor(device: &Device, name: &str, dims: &[usize], dtype: DType, limit: u32) -> Tensor {
+    let values = integers(name, dims.iter().product(), limit);
+    Tensor::from_f32(device, dims, &values, dtype).unwrap()
+}
+
+#[derive(Clone, Copy)]
+struct Case {
+    layout: Layout,
+    dtype: DType,
+    m: usize,
+    n: usize,
+    k: usize,
+    r: usize,
+    /// Bias, accumulation and, with a rank, dropout.
+    rich: bool,
+}
+
+/// Runs a Hopper plan and the portable one on the same operands.
+fn both(case: Case, tile: &hopper::Tile, seed: u64) -> [Vec<f32>; 2] {
+    let Case { layout, dtype, m, n, k, r, rich } = case;
+    let device = device(seed);
+    let by_k = |rows: usize, k: usize| if layout == Layout::Nt { [rows, k] } else { [k, rows] };
+    let (a, b) = (tensor(&device, "a", &[m, k], dtype, 1), tensor(&device, "b", &by_k(n, k), dtype, 1));
+    let bias = tensor(&device, "bias", &[n], dtype, 3);
+    let low = (r > 0).then(|| [tensor(&device, "a1", &[m, r], dtype, 1), tensor(&device, "b1", &by_k(n, r), dtype, 1)]);
+    [true, false].map(|on_hopper| {
+        let out = tensor(&device, "out", &[m, n], dtype, 2);
+        let addresses = [&a, &b, &out].map(|t| t.address().unwrap());
+        let mut product = Product::new("test", layout, dtype, [m, n, k], addresses);
+        if rich {
+            product.bias = bias.address().unwrap();
+            product.accumulate = true;
+            product.scale = -0.5;
+        }
+        if let Some([a1, b1]) = &low {
+            let [a, b] = [a1, b1].map(|t| t.address().unwrap());
+            product.low_rank = Some(LowRankFactors { a, b, rank: r, scale: 2.0 });
+            let stream = Stream { seed: 3 << 40, step: 5, site: 7 };
+            product.dropout = (rich && layout == Layout::Nn).then(|| Dropout::new(0.5, stream));
+        }
+        if on_hopper {
+            product = product.on(&device);
+            device.run(&Plan::from_iter([hopper::spec(&product, tile).unwrap()])).unwrap();
+            let foretold = hopper::traffic(&product, tile);
+            let counted = device.take_counters().unwrap().remove(0).1;
+            assert_eq!((counted.tensor_macs, counted.store_sectors), (foretold.macs, foretold.stored));
+            assert_eq!((counted.bank_conflicts, counted.local_accesses), (0, 0));
+            if !rich {
+                assert_eq!(counted.load_sectors, foretold.loaded);
+            }
+        } else {
+            device.run(&Plan::from_iter([product.spec().unwrap()])).unwrap();
+        }
+        out.to_f32_vec().unwrap()
+    })
+}
+
+#[test]
+#[cfg_attr(not(graftwork_kernels), ignore = "this build has no kernels")]
+fn every_tail_is_exact() {
+    // One tile; less than one; more than the clusters at once; with an update of less, of one and of more than a step.
+    let shapes = [(256, 256, 64, 0), (65, 72, 8, 0), (600, 264, 200, 8), (137, 520, 72, 24), (300, 136, 136, 72)];
+    let mut seed = 0;
+    for layout in [Layout::Nt, Layout::Nn] {
+        for (i, (m, n, k, r)) in shapes.into_iter().enumerate() {
+            let dtype = [DType::BF16, DType::F16][i % 2];
+            let case = Case { layout, dtype, m, n, k, r, rich: i % 3 > 0 };
+            for tile in &hopper::TILES {
+                seed += 1;
+                let [hopper, portable] = both(case, tile, seed);
+                assert!(hopper == portable, "{} {layout:?} {m} x {n} x {k}, rank {r}, {dtype}", tile.name);
+            }
+        }
+    }
+}
+
+#[test]
+#[cfg_attr(not(graftwork_kernels), ignore = "this build has no kernels")]
+fn no_order_of_warps_changes_a_bit() {
+    let case = Case { layout: Layout::Nn, dtype: DType::F16, m: 520, n: 328, k: 328, r: 8, rich: true };
+    let [wide, _] = &hopper::TILES;
+    let first = both(case, wide, 1);
+    assert!((2..5).all(|seed| both(case, wide, seed) == first));
+}
+
+#[test]
+fn the_choice_of_a_tile_follows_shape_and_gpu() {
+    let chosen = |m, n, k| {
+        let product = Product::new("test", Layout::Nt, DType::BF16, [m, n, k], [0; 3]);
+        let product = Product { gpu: Gpu { capability: 90, multiprocessors: 132 }, ..product };
+        hopper::choose(&product).map(|tile| tile.name)
+    };
+    assert_eq!(chosen(8192, 4096, 4096), Some("128x256x64 sm90a"));
+    assert_eq!(chosen(2048, 4096, 14336), Some("128x256x64 sm90a"));
+    // 32 pairs of wide tiles for 66 clusters.
+    assert_eq!(chosen(2048, 1024, 4096), Some("128x128x64 sm90a"));
+    assert_eq!(chosen(8192, 128, 4096), Some("128x128x64 sm90a"));
+    assert_eq!(chosen(8192, 64, 4096), None);
+    assert_eq!(chosen(256, 256, 4096), None);
+}
+
+#[test]
+#[cfg_attr(not(graftwork_kernels), ignore = "this build has no kernels")]
+fn the_result_is_the_sum() {
+    let (m, n, k) = (200, 264, 136);
+    let case = Case { layout: Layout::Nt, dtype: DType::F16, m, n, k, r: 0, rich: false };
+    let [hopper, _] = both(case, &hopper::TILES[1], 9);
+    let (a, b) = (integers("a", m * k, 1), integers("b", n * k, 1));
+    let sum = |i: usize, j: usize| (0..k).map(|l| a[i * k + l] * b[j * k + l]).sum::<f32>();
+    assert!((0..m * n).all(|at| hopper[at] == sum(at / n, at % n)));
+}
