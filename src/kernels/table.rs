@@ -184,9 +184,52 @@ macro_rules! frozen_linear_hopper {
 const FROZEN_LINEAR_HOPPER_256: Family = frozen_linear_hopper!(256, 4);
 const FROZEN_LINEAR_HOPPER_128: Family = frozen_linear_hopper!(128, 6);
 
+/// Ring, panels of out, and barriers of the products along lines of blocks: 256 rows of x and a block to 64 of the sum.
+const fn hopper_lines(block: u32, stages: u32) -> u32 {
+    let span = if block < 64 { block } else { 64 };
+    stages * (64 / span) * (256 + block) * span * 2 + 2 * 128 * span * 2 + stages * 16
+}
+
+/// Ring and barriers of the products along strips: 64 tokens of a block's rows and of 256 columns.
+const fn hopper_strips(block: u32, stages: u32) -> u32 {
+    stages * (block + 256) * 64 * 2 + stages * 16
+}
+
 const fn hopper_row(symbol: &'static str, shared_bytes: u32) -> Row {
     Row { symbol, threads: 384, shared_bytes, max_registers: 168 }
 }
+
+macro_rules! block_sparse_hopper {
+    ($block:literal $(, $strips:literal)*) => {
+        Family {
+            source: "block_sparse_hopper.cu",
+            class: Class::Hopper,
+            defines: &[
+                ("BLOCK", $block),
+                ("HOPPER_STAGES", 4),
+                ("HOPPER_LINES_SHARED", hopper_lines($block, 4)),
+                ("HOPPER_STRIPS_SHARED", hopper_strips($block, 4)),
+            ],
+            kernels: &[
+                hopper_row(concat!("block_sparse_linear_rows_f16_b", $block, "_sm90a"), hopper_lines($block, 4)),
+                hopper_row(concat!("block_sparse_linear_columns_f16_b", $block, "_sm90a"), hopper_lines($block, 4)),
+                hopper_row(concat!("block_sparse_linear_rows_bf16_b", $block, "_sm90a"), hopper_lines($block, 4)),
+                hopper_row(concat!("block_sparse_linear_columns_bf16_b", $block, "_sm90a"), hopper_lines($block, 4)),
+                $(hopper_row($strips, hopper_strips($block, 4)),)*
+            ],
+        }
+    };
+}
+
+const BLOCK_SPARSE_HOPPER_16: Family = block_sparse_hopper!(16);
+const BLOCK_SPARSE_HOPPER_32: Family = block_sparse_hopper!(32);
+const BLOCK_SPARSE_HOPPER_64: Family =
+    block_sparse_hopper!(64, "block_sparse_linear_strips_f16_b64_sm90a", "block_sparse_linear_strips_bf16_b64_sm90a");
+const BLOCK_SPARSE_HOPPER_128: Family = block_sparse_hopper!(
+    128,
+    "block_sparse_linear_strips_f16_b128_sm90a",
+    "block_sparse_linear_strips_bf16_b128_sm90a"
+);
 
 const NORM: Family = Family {
     source: "norm.cu",
@@ -513,6 +556,10 @@ pub const FAMILIES: &[Family] = &[
     BLOCK_SPARSE_32,
     BLOCK_SPARSE_64,
     BLOCK_SPARSE_128,
+    BLOCK_SPARSE_HOPPER_16,
+    BLOCK_SPARSE_HOPPER_32,
+    BLOCK_SPARSE_HOPPER_64,
+    BLOCK_SPARSE_HOPPER_128,
     COLUMN_SUM,
     CROSS_ENTROPY,
     EMBEDDING,

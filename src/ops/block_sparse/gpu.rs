@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use super::desc::{Dense, Sampled, Side};
+use super::hopper::{Lines, Strips};
 use crate::autograd::Target;
 use crate::device::{LaunchSpec, Plan};
 use crate::dtype::DType;
@@ -11,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::kernels::KernelId;
 use crate::ops::column_sum::column_sum;
 use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack};
-use crate::ops::product::Rider;
+use crate::ops::product::{Gpu, Rider};
 use crate::ops::target::{ACCUMULATE, WIDE, address_and_flags};
 use crate::tensor::Tensor;
 use crate::tensor::block_sparse::STRIP;
@@ -147,8 +148,95 @@ fn grid(op: &'static str, dims: [usize; 2], items: usize, tiles: usize) -> Resul
     count.map(|c| c as u32).ok_or_else(|| Error::SizeOverflow { op, dims: dims.to_vec() })
 }
 
+/// A product as the Hopper kernels have it, from x and values to out; `None` for a side, a way of storing x or lines in pieces that
+/// they do not know.
+fn lines(desc: &Dense, gpu: Gpu, [x, values, out]: [u64; 3], accumulate: bool) -> Result<Option<Lines>> {
+    let by_column = desc.by_column();
+    let schedule = desc.pattern.schedule(by_column);
+    if desc.side == Side::Left || desc.dense_t || schedule.pieces > 0 {
+        return Ok(None);
+    }
+    let addresses = desc.pattern.addresses()?;
+    let [lines, depth] = desc.lines_and_depth();
+    Ok(Some(Lines {
+        op: desc.op,
+        dtype: desc.dtype,
+        block: desc.pattern.block(),
+        nnz: desc.pattern.nnz(),
+        m: desc.m,
+        lines,
+        depth,
+        by_column,
+        x,
+        values,
+        out,
+        items: if by_column { addresses.by_column } else { addresses.by_row },
+        count: schedule.items.len(),
+        places: if by_column { addresses.t_rows } else { addresses.columns },
+        blocks: if by_column { addresses.t_blocks } else { 0 },
+        scale: desc.scale,
+        accumulate,
+        gpu,
+    }))
+}
+
+/// The launch of a Hopper kernel, if one takes the product.
+fn lines_on_hopper(desc: &Dense, values: &Tensor, dense: &Tensor, target: &Target) -> Result<Option<LaunchSpec>> {
+    if target.tensor.dtype() != desc.dtype {
+        return Ok(None);
+    }
+    let addresses = [dense.address()?, values.address()?, target.tensor.address()?];
+    let lines = lines(desc, Gpu::of(values.device()), addresses, target.accumulate)?;
+    lines.filter(|l| l.refusal().is_none()).map(|l| l.spec()).transpose()
+}
+
+/// Whether a Hopper kernel would take the product, given aligned operands: it is faster alone than riding on a portable one.
+pub fn alone_on_hopper(desc: &Dense, values: &Tensor) -> Result<bool> {
+    const ALIGNED: u64 = 256;
+    let lines = lines(desc, Gpu::of(values.device()), [ALIGNED, values.address()?, ALIGNED], true)?;
+    Ok(lines.is_some_and(|l| l.refusal().is_none()))
+}
+
+/// The launch of a Hopper kernel, if one takes these strips of a sampled product.
+fn strips_on_hopper(
+    desc: &Sampled,
+    a: &Tensor,
+    b: &Tensor,
+    strips: &Range<usize>,
+    target: &Target,
+) -> Result<Option<LaunchSpec>> {
+    let ([n, k], out) = (desc.pattern.shape(), target.tensor.dtype());
+    if !desc.a_t || desc.b_t || (out != desc.dtype && out != DType::F32) {
+        return Ok(None);
+    }
+    let addresses = desc.pattern.addresses()?;
+    let strips = Strips {
+        op: desc.op,
+        dtype: desc.dtype,
+        block: desc.pattern.block(),
+        m: desc.m,
+        n,
+        k,
+        y: a.address()?,
+        x: b.address()?,
+        out: target.tensor.address()?,
+        wide: out != desc.dtype,
+        items: addresses.strips + 16 * strips.start as u64,
+        count: strips.len(),
+        columns: addresses.columns,
+        begin: covered(desc, strips).start,
+        scale: desc.scale,
+        accumulate: target.accumulate,
+        gpu: Gpu::of(a.device()),
+    };
+    Some(strips).filter(|s| s.refusal().is_none()).map(|s| s.spec()).transpose()
+}
+
 /// The launches of a product, with the workspace that they share.
 pub fn dense(desc: &Dense, values: &Tensor, dense: &Tensor, target: &Target) -> Result<(Plan, Option<Tensor>)> {
+    if let Some(spec) = lines_on_hopper(desc, values, dense, target)? {
+        return Ok((Plan::from_iter([spec]), None));
+    }
     let (b, m, pattern) = (desc.pattern.block(), desc.m, &desc.pattern);
     let [lines, depth] = desc.lines_and_depth();
     let (schedule, by_column) = (pattern.schedule(desc.by_column()), desc.by_column());
@@ -252,6 +340,9 @@ fn covered(desc: &Sampled, strips: &Range<usize>) -> Range<usize> {
 
 /// Writes the blocks of `strips` to `target`, which holds them alone, or adds them.
 pub fn sampled(desc: &Sampled, a: &Tensor, b: &Tensor, strips: Range<usize>, target: &Target) -> Result<()> {
+    if let Some(spec) = strips_on_hopper(desc, a, b, &strips, target)? {
+        return a.device().run(&Plan::from_iter([spec]));
+    }
     let split = split(desc, &strips);
     let pieces = desc.m.div_ceil(split);
     let device = a.device();

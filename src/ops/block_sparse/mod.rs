@@ -35,6 +35,7 @@
 mod cpu;
 mod desc;
 mod gpu;
+mod hopper;
 mod linear;
 mod members;
 #[cfg(test)]
@@ -42,7 +43,7 @@ mod tests;
 
 pub(crate) use cpu::{Operands, dense_into};
 pub(crate) use desc::Sampled;
-pub(crate) use gpu::{rider, sampled as sampled_strips};
+pub(crate) use gpu::{alone_on_hopper, rider, sampled as sampled_strips};
 pub(crate) use linear::Update;
 pub use linear::block_sparse_linear;
 pub use members::{Transposed, dds, dsd, sdd};

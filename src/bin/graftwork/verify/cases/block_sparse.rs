@@ -72,6 +72,10 @@ pub fn all() -> Vec<Case> {
         cases.push(linear(SHAPES[2], judge).all_inputs());
         cases.push(linear(SHAPES[4], judge).unaligned());
         cases.push(linear(Shape(600, 40, 70, 16, Random(0.5)), judge));
+        // Whole 16-byte rows and more than a few tokens: what the Hopper kernels take.
+        for (n, k, b) in [(136, 264, 16), (136, 200, 32), (136, 328, 64), (264, 392, 128)] {
+            cases.push(linear(Shape(72, n, k, b, Random(0.5)), judge));
+        }
     }
     for (n, k, b) in [(40, 70, 16), (33, 129, 32), (130, 65, 64), (200, 140, 128)] {
         cases.push(normed(n, k, b));
