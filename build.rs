@@ -25,15 +25,22 @@ use table::{Class, FAMILIES};
 
 fn main() {
     println!("cargo:rustc-check-cfg=cfg(graftwork_kernels)");
+    println!("cargo:rustc-check-cfg=cfg(graftwork_disassembler)");
     for file in ["build.rs", "build", "src/kernels/table.rs", "scripts/fetch_nvcc.sh"] {
         // The script that fetches nvcc touches itself when it has done so.
         if Path::new(file).exists() {
             println!("cargo:rerun-if-changed={file}");
         }
     }
-    for variable in
-        ["NVCC", "CUDA_HOME", "CUDA_PATH", "GRAFTWORK_CUDA_ARCHS", "GRAFTWORK_REQUIRE_KERNELS", "GRAFTWORK_NO_KERNELS"]
-    {
+    for variable in [
+        "NVCC",
+        "NVDISASM",
+        "CUDA_HOME",
+        "CUDA_PATH",
+        "GRAFTWORK_CUDA_ARCHS",
+        "GRAFTWORK_REQUIRE_KERNELS",
+        "GRAFTWORK_NO_KERNELS",
+    ] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
@@ -41,6 +48,10 @@ fn main() {
         Ok(nvcc) => {
             println!("cargo:rerun-if-changed={}", nvcc.display());
             println!("cargo:rustc-cfg=graftwork_kernels");
+            if let Some(nvdisasm) = toolkit::disassembler(&nvcc) {
+                println!("cargo:rustc-cfg=graftwork_disassembler");
+                println!("cargo:rustc-env=GRAFTWORK_NVDISASM={}", nvdisasm.display());
+            }
             present(&build_all(&nvcc, &out))
         }
         Err(reason) if is_set("GRAFTWORK_REQUIRE_KERNELS") => {

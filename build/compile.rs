@@ -210,8 +210,10 @@ fn invoke(nvcc: &Path, arguments: &[String]) -> Result<String, String> {
     Err(format!("{} {} failed ({}):\n{text}", nvcc.display(), arguments.join(" "), output.status))
 }
 
+/// What ptxas only remarks on can cost as much: products of a warpgroup that it makes wait for one another.
 fn note_warnings(warnings: &mut Vec<String>, report: &str) {
-    warnings.extend(report.lines().filter(|l| l.to_lowercase().contains("warning")).map(String::from));
+    let noted = |line: &&str| line.to_lowercase().contains("warning") || line.contains("Performance Loss");
+    warnings.extend(report.lines().filter(noted).map(String::from));
 }
 
 fn write(path: &Path, text: &str) -> Result<(), String> {

@@ -43,6 +43,14 @@ pub fn find() -> Result<PathBuf, String> {
     Err(format!("no nvcc on PATH nor in {}", tried.join(", ")))
 }
 
+/// The disassembler of a test that looks at machine code: `$NVDISASM`, beside the compiler, or this repository's own. A build does
+/// without it.
+pub fn disassembler(nvcc: &Path) -> Option<PathBuf> {
+    let own = Path::new(&env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).join(".cuda/bin/nvdisasm");
+    let explicit = env::var_os("NVDISASM").map(PathBuf::from);
+    explicit.into_iter().chain([nvcc.with_file_name("nvdisasm"), own]).find(|path| path.is_file())
+}
+
 /// What `nvcc --version` says: part of what decides whether an image is up to date.
 pub fn version(nvcc: &Path) -> Result<String, String> {
     let output = Command::new(nvcc)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Puts NVIDIA's CUDA 13.0 compiler, as pinned PyPI wheels, into the git-ignored .cuda/ beside this repository's Cargo.toml.
+# Puts NVIDIA's CUDA 13.0 compiler, and the disassembler that a test uses, as pinned PyPI wheels, into the git-ignored .cuda/ beside this repository's Cargo.toml.
 # Does nothing when an nvcc is already at hand. Needs python3 with venv and the package index; no GPU, no driver, no root.
 set -euo pipefail
 
@@ -8,9 +8,10 @@ target="$root/.cuda"
 
 has_nvcc() {
     [ -n "${NVCC:-}" ] && [ -x "$NVCC" ] && return 0
-    for home in "${CUDA_HOME:-}" "${CUDA_PATH:-}" /usr/local/cuda "$target"; do
+    for home in "${CUDA_HOME:-}" "${CUDA_PATH:-}" /usr/local/cuda; do
         [ -n "$home" ] && [ -x "$home/bin/nvcc" ] && return 0
     done
+    [ -x "$target/bin/nvcc" ] && [ -x "$target/bin/nvdisasm" ] && return 0
     command -v nvcc >/dev/null 2>&1
 }
 
@@ -24,7 +25,7 @@ rm -rf "$staging"
 python3 -m venv "$staging/venv"
 "$staging/venv/bin/pip" install --quiet --disable-pip-version-check \
     "nvidia-cuda-nvcc==13.0.88" "nvidia-nvvm==13.0.88" "nvidia-cuda-crt==13.0.88" \
-    "nvidia-cuda-runtime==13.0.96" "nvidia-cuda-cccl==13.0.85"
+    "nvidia-cuda-runtime==13.0.96" "nvidia-cuda-cccl==13.0.85" "nvidia-cuda-nvdisasm==13.5.37"
 toolkit=$(echo "$staging"/venv/lib/python3.*/site-packages/nvidia/cu13)
 [ -x "$toolkit/bin/nvcc" ] || { echo "graftwork: the wheels hold no nvcc at $toolkit/bin/nvcc" >&2; exit 1; }
 rm -rf "$target"

@@ -83,6 +83,56 @@ fn every_symbol_has_its_images_and_keeps_within_its_limits() {
     assert!(complaints.is_empty(), "{}", complaints.join("\n"));
 }
 
+/// Machine code by kernel, as nvdisasm prints it.
+#[cfg(graftwork_disassembler)]
+fn disassembled(cubin: &[u8], name: &str) -> std::collections::HashMap<String, String> {
+    let path = std::env::temp_dir().join(format!("graftwork-{}-{name}.cubin", std::process::id()));
+    std::fs::write(&path, cubin).unwrap();
+    let output = std::process::Command::new(env!("GRAFTWORK_NVDISASM")).arg("-c").arg(&path).output().unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let (_, sections) = text.split_once(".text.").expect("a section of code");
+    sections
+        .split("\n.text.")
+        .filter_map(|s| s.split_once(':'))
+        .map(|(name, code)| (name.into(), code.into()))
+        .collect()
+}
+
+/// The instruction of every line: `/*0170*/  @P0 HGMMA.64x256x16.F32 R24, … ;`.
+#[cfg(graftwork_disassembler)]
+fn counts(code: &str, wanted: &[&str]) -> Vec<usize> {
+    let instruction = |line: &str| {
+        let (_, rest) = line.trim().strip_prefix("/*")?.split_once("*/")?;
+        rest.split_whitespace()
+            .find(|word| !word.starts_with('@'))
+            .map(|word| word.split('.').next().unwrap_or("").to_string())
+    };
+    let all: Vec<String> = code.lines().filter_map(instruction).collect();
+    wanted.iter().map(|w| all.iter().filter(|i| i == w).count()).collect()
+}
+
+#[test]
+#[cfg(graftwork_disassembler)]
+fn hopper_kernels_multiply_by_warpgroups_and_keep_everything_in_registers() {
+    for (position, family) in FAMILIES.iter().enumerate().filter(|(_, f)| f.class == Class::Hopper) {
+        for cubin in kernels::images()[position].cubins {
+            let code = disassembled(cubin.bytes, &format!("{position}"));
+            for row in family.kernels {
+                let found = counts(&code[row.symbol], &["HGMMA", "UTMALDG", "LDL", "STL", "HMMA"]);
+                let [hgmma, loads, local @ ..] = &found[..] else { unreachable!() };
+                assert!(*hgmma > 0 && *loads > 0 && local.iter().all(|&n| n == 0), "{}: {found:?}", row.symbol);
+            }
+        }
+    }
+}
+
+#[test]
+#[cfg(not(graftwork_disassembler))]
+#[ignore = "there was no nvdisasm when this was built"]
+fn hopper_kernels_multiply_by_warpgroups_and_keep_everything_in_registers() {}
+
 #[test]
 fn the_report_of_ptxas_is_read() {
     let report = "ptxas info    : 0 bytes gmem\n\

@@ -7,6 +7,7 @@
 //! | variable, at build time | effect |
 //! |---|---|
 //! | `NVCC` | this compiler |
+//! | `NVDISASM` | this disassembler, which a test uses; otherwise the one beside nvcc, if there is one |
 //! | `CUDA_HOME`, `CUDA_PATH` | a toolkit whose `bin/nvcc` is used |
 //! | `GRAFTWORK_CUDA_ARCHS` | cubins for more architectures than sm_80 and sm_90, as in `86,89,120`; others run the PTX |
 //! | `GRAFTWORK_REQUIRE_KERNELS=1` | no nvcc ends the build |

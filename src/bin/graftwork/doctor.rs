@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use graftwork::kernels::{self, FAMILIES, KernelId};
-use graftwork::{Device, Error, Result};
+use graftwork::ops::frozen_linear::{self, Candidate, Gpu};
+use graftwork::{DType, Device, Error, Result};
 use serde::Serialize;
 
 use super::output::{self, say};
@@ -14,6 +15,9 @@ pub struct Args {
     /// Look at this device alone: cpu, cuda, cuda:N, emulated[:sm_80|:sm_90a] [default: the CPU and every GPU]
     #[arg(long)]
     device: Option<String>,
+    /// Which kernels could carry out an op, and why each is taken or not: OP MxNxK, as in frozen_linear 8192x4096x4096
+    #[arg(long, num_args = 2, value_names = ["OP", "SHAPE"])]
+    explain: Option<Vec<String>>,
     /// Write the findings as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -45,6 +49,9 @@ struct DeviceFindings {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
+    if let Some([op, shape]) = args.explain.as_deref() {
+        return explain(args, op, shape);
+    }
     let findings = Findings {
         version: env!("CARGO_PKG_VERSION"),
         threads: rayon::current_num_threads(),
@@ -65,6 +72,50 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let asked_and_absent = args.device.is_some() && findings.devices.iter().any(|d| !d.usable);
     Ok(if asked_and_absent { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn refused(argument: &'static str, expected: &str, got: &str) -> Error {
+    Error::Value { op: "doctor", argument, expected: expected.into(), got: got.into() }
+}
+
+/// A kernel that could make the large product of a pass, and why it does not.
+#[derive(Serialize)]
+struct Verdict {
+    dtype: &'static str,
+    pass: &'static str,
+    tile: &'static str,
+    refusal: Option<String>,
+}
+
+/// On the GPU of `--device`, or else on an H200.
+fn explain(args: &Args, op: &str, shape: &str) -> Result<ExitCode> {
+    let gpu = match &args.device {
+        Some(name) => Gpu::of(&Device::parse(name)?),
+        None => Gpu { capability: 90, multiprocessors: 132 },
+    };
+    if op != "frozen_linear" {
+        return Err(refused("op", "frozen_linear", op));
+    }
+    let extents: Option<Vec<usize>> = shape.split('x').map(|e| e.parse().ok()).collect();
+    let Some(&[m, n, k]) = extents.as_deref() else {
+        return Err(refused("shape", "MxNxK", shape));
+    };
+    let mut verdicts = Vec::new();
+    for dtype in [DType::BF16, DType::F16, DType::F32] {
+        for (pass, candidates) in frozen_linear::candidates(gpu, dtype, [m, n, k]) {
+            let verdict = |c: Candidate| Verdict { dtype: dtype.name(), pass, tile: c.name, refusal: c.refusal };
+            verdicts.extend(candidates.into_iter().map(verdict));
+        }
+    }
+    let row =
+        |v: &Verdict| [v.dtype, v.pass, v.tile, v.refusal.as_deref().unwrap_or("taken")].map(String::from).to_vec();
+    say!("{op} {shape} on sm_{} with {} multiprocessors", gpu.capability, gpu.multiprocessors);
+    let rows: Vec<_> = verdicts.iter().map(row).collect();
+    say!("{}", output::table(&["dtype", "pass", "tile", "verdict"], &rows));
+    if let Some(path) = &args.json {
+        output::write_json(path, &verdicts)?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn vector_units() -> Vec<&'static str> {
