@@ -10,7 +10,7 @@
 //   | nn     | [m, k]     | [k, n]     | dx, u = dy B                      | the first sum, index i·n + j |
 //   | tn     | [k, m]     | [k, n]     | dA, dB, dW: k runs over tokens    | B2, index i·n + j           |
 //
-// All matrices are row-major and contiguous. tn cuts k into pieces of `split` and writes one f32 result [m, n] for each.
+// All matrices are row-major; a2, b2 and out may be columns of wider ones. tn cuts k into pieces of `split` and writes one f32 result [m, n] for each.
 // A mask drops elements to zero without scaling them: 1 / (1 - p) is part of low_scale or out_scale, so that nothing is
 // rounded on its way into a product. A dropped NaN or infinity becomes NaN, as it would by a product with zero.
 #pragma once
@@ -37,6 +37,10 @@ struct GemmParams {
     size_t k1;
     size_t k2;
     size_t split;
+    // Elements from one row to the next of a2, b2 and out.
+    size_t stride_a;
+    size_t stride_b;
+    size_t stride_out;
     uint64_t seed;
     uint32_t step;
     uint32_t site;
@@ -45,8 +49,8 @@ struct GemmParams {
     float low_scale;
     float out_scale;
 };
-static_assert(sizeof(GemmParams) == 120 && offsetof(GemmParams, m) == 48 && offsetof(GemmParams, seed) == 88 &&
-                  offsetof(GemmParams, flags) == 108 && offsetof(GemmParams, out_scale) == 116,
+static_assert(sizeof(GemmParams) == 144 && offsetof(GemmParams, m) == 48 && offsetof(GemmParams, seed) == 112 &&
+                  offsetof(GemmParams, flags) == 132 && offsetof(GemmParams, out_scale) == 140,
               "mirrors GemmParams in src/ops/product.rs");
 
 // Bits of `flags`. The first four: the operand may be read 16 bytes at a time, and its rows have at most 2^24 elements.
@@ -127,11 +131,11 @@ struct Work {
         if constexpr (LAYOUT == Layout::TN) {
             tile_row = at;
             tile_col = row;
-            return Matrix{data, p.m, k, p.m, vector};
+            return Matrix{data, p.stride_a, k, p.m, vector};
         } else {
             tile_row = row;
             tile_col = at;
-            return Matrix{data, k, p.m, k, vector};
+            return Matrix{data, low ? k : p.stride_a, p.m, k, vector};
         }
     }
 
@@ -144,11 +148,11 @@ struct Work {
         if constexpr (LAYOUT == Layout::NT) {
             tile_row = col;
             tile_col = at;
-            return Matrix{data, k, p.n, k, vector};
+            return Matrix{data, low ? k : p.stride_b, p.n, k, vector};
         } else {
             tile_row = at;
             tile_col = col;
-            return Matrix{data, p.n, k, p.n, vector};
+            return Matrix{data, low ? p.n : p.stride_b, k, p.n, vector};
         }
     }
 };
@@ -169,7 +173,7 @@ __device__ __forceinline__ void store_pair(T* to, float first, float second) {
 template <typename T, typename Out, int COUNT>
 __device__ __forceinline__ void finish(const GemmParams& p, size_t piece, size_t row, size_t col, const float (&sums)[COUNT]) {
     if (row >= p.m) return;
-    Out* out = static_cast<Out*>(p.out) + (piece * p.m + row) * p.n + col;
+    Out* out = static_cast<Out*>(p.out) + (piece * p.m + row) * p.stride_out + col;
     const T* bias = static_cast<const T*>(p.bias);
     float v[COUNT];
 #pragma unroll

@@ -111,6 +111,8 @@ struct FmaGemm {
     using TileB = StagedTile<LAYOUT != Layout::NT, BN, BK, THREADS>;
     static constexpr int BUFFER_FLOATS = TileA::FLOATS + TileB::FLOATS;
 
+    using Sums = float[TM][TN];
+
     static __device__ __forceinline__ void run(const GemmParams& p, float* shared) {
         const Work<LAYOUT, BM, BN, BK> work(p);
         run(p, work, NoRide{}, shared);
@@ -125,6 +127,29 @@ struct FmaGemm {
     template <typename Rider>
     static __device__ __forceinline__ void run(const GemmParams& p, const Work<LAYOUT, BM, BN, BK>& work, Rider rider,
                                                float* shared) {
+        Sums sums;
+        accumulate(p, work, rider, shared, sums);
+        each_row(sums, [&](int row, int col, const float(&four)[TN]) {
+            finish<float, float>(p, work.piece, work.row + row, work.col + col, four);
+        });
+    }
+
+    // Calls body(row, column, sums) for every row of this thread's sums, by their place in the tile.
+    template <typename Body>
+    static __device__ __forceinline__ void each_row(const Sums& sums, Body body) {
+#pragma unroll
+        for (int i = 0; i < TM; ++i) body(threadIdx.x / ACROSS * TM + i, threadIdx.x % ACROSS * TN, sums[i]);
+    }
+
+    // The tile's products, in the registers of its threads.
+    static __device__ __forceinline__ void accumulate(const GemmParams& p, const Work<LAYOUT, BM, BN, BK>& work, float* shared,
+                                                      Sums& sums) {
+        accumulate(p, work, NoRide{}, shared, sums);
+    }
+
+    template <typename Rider>
+    static __device__ __forceinline__ void accumulate(const GemmParams& p, const Work<LAYOUT, BM, BN, BK>& work, Rider rider,
+                                                      float* shared, Sums& sums) {
         constexpr bool RIDES = Rider::PRESENT;
         uint32_t ride_end = work.low_steps, steps = work.steps;
         // The step that is brought in runs ahead of the one that is computed.
@@ -135,7 +160,6 @@ struct FmaGemm {
             steps += ride_steps;
         }
         const int thread_row = threadIdx.x / ACROSS * TM, thread_col = threadIdx.x % ACROSS * TN;
-        float sums[TM][TN];
 #pragma unroll
         for (int i = 0; i < TM; ++i)
 #pragma unroll
@@ -229,10 +253,6 @@ struct FmaGemm {
             // The next step's tiles are in shared memory, and this step's have been read.
             __syncthreads();
         }
-
-#pragma unroll
-        for (int i = 0; i < TM; ++i)
-            finish<float, float>(p, work.piece, work.row + thread_row + i, work.col + thread_col, sums[i]);
     }
 };
 

@@ -174,6 +174,8 @@ struct MmaGemm {
         }
     }
 
+    using Sums = float[TILES_M][TILES_N][4];
+
     static __device__ __forceinline__ void run(const GemmParams& p, uint4* shared) {
         const Work<LAYOUT, BM, BN, BK> work(p);
         run(p, work, NoRide{}, shared);
@@ -188,6 +190,38 @@ struct MmaGemm {
     template <typename Rider>
     static __device__ __forceinline__ void run(const GemmParams& p, const Work<LAYOUT, BM, BN, BK>& work, Rider rider,
                                                uint4* shared) {
+        Sums sums;
+        accumulate(p, work, rider, shared, sums);
+        each_pair(sums, [&](int row, int col, const float(&pair)[2]) {
+            finish<T, Out>(p, work.piece, work.row + row, work.col + col, pair);
+        });
+    }
+
+    // Calls body(row, column, sums) for every two neighbouring sums of this thread, by their place in the tile.
+    template <typename Body>
+    static __device__ __forceinline__ void each_pair(const Sums& sums, Body body) {
+        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        const int row = warp / WARPS_N * WM + lane / 4, col = warp % WARPS_N * WN + lane % 4 * 2;
+#pragma unroll
+        for (int i = 0; i < TILES_M; ++i)
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+#pragma unroll
+                for (int j = 0; j < TILES_N; ++j) {
+                    const float pair[2] = {sums[i][j][2 * half], sums[i][j][2 * half + 1]};
+                    body(row + 16 * i + 8 * half, col + 8 * j, pair);
+                }
+    }
+
+    // The tile's products, in the registers of its threads.
+    static __device__ __forceinline__ void accumulate(const GemmParams& p, const Work<LAYOUT, BM, BN, BK>& work, uint4* shared,
+                                                      Sums& sums) {
+        accumulate(p, work, NoRide{}, shared, sums);
+    }
+
+    template <typename Rider>
+    static __device__ __forceinline__ void accumulate(const GemmParams& p, const Work<LAYOUT, BM, BN, BK>& work, Rider rider,
+                                                      uint4* shared, Sums& sums) {
         constexpr bool RIDES = Rider::PRESENT;
         uint32_t ride_end = work.low_steps, steps = work.steps;
         // The step that is fetched runs ahead of the one that is computed.
@@ -201,7 +235,6 @@ struct MmaGemm {
         const int warp_row = warp / WARPS_N * WM, warp_col = warp % WARPS_N * WN;
         const bool drops_operand = LAYOUT != Layout::NN && (p.flags & DROPOUT);
 
-        float sums[TILES_M][TILES_N][4];
 #pragma unroll
         for (int i = 0; i < TILES_M; ++i)
 #pragma unroll
@@ -312,17 +345,6 @@ struct MmaGemm {
                         ptx::mma_m16n8k16<T>(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
             }
         }
-
-#pragma unroll
-        for (int i = 0; i < TILES_M; ++i)
-#pragma unroll
-            for (int half = 0; half < 2; ++half)
-#pragma unroll
-                for (int j = 0; j < TILES_N; ++j) {
-                    const float pair[2] = {sums[i][j][2 * half], sums[i][j][2 * half + 1]};
-                    finish<T, Out>(p, work.piece, work.row + warp_row + 16 * i + 8 * half + lane / 4,
-                                   work.col + warp_col + 8 * j + lane % 4 * 2, pair);
-                }
     }
 };
 

@@ -24,7 +24,7 @@ struct RideParams {
     uint32_t b;
     float scale;
 };
-static_assert(sizeof(RideParams) == 160 && offsetof(RideParams, values) == 120 && offsetof(RideParams, b) == 152,
+static_assert(sizeof(RideParams) == 184 && offsetof(RideParams, values) == 144 && offsetof(RideParams, b) == 176,
               "mirrors RideParams in src/ops/product.rs");
 
 // Nothing rides.

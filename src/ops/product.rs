@@ -79,6 +79,8 @@ pub(crate) struct Product {
     pub dropout: Option<Dropout>,
     pub scale: f64,
     pub accumulate: bool,
+    /// Elements from one row of a, b and out to the next, where they are columns of wider matrices.
+    pub strides: Option<[usize; 3]>,
     pub gpu: Gpu,
 }
 
@@ -137,6 +139,9 @@ pub(crate) struct GemmParams {
     pub k2: u64,
     /// tn: how much of k one block sums over.
     pub split: u64,
+    pub stride_a: u64,
+    pub stride_b: u64,
+    pub stride_out: u64,
     pub seed: u64,
     pub step: u32,
     pub site: u32,
@@ -148,8 +153,8 @@ pub(crate) struct GemmParams {
 
 const _: () = {
     use std::mem::offset_of;
-    assert!(size_of::<GemmParams>() == 120 && offset_of!(GemmParams, m) == 48 && offset_of!(GemmParams, seed) == 88);
-    assert!(offset_of!(GemmParams, flags) == 108 && offset_of!(GemmParams, out_scale) == 116);
+    assert!(size_of::<GemmParams>() == 144 && offset_of!(GemmParams, m) == 48 && offset_of!(GemmParams, seed) == 112);
+    assert!(offset_of!(GemmParams, flags) == 132 && offset_of!(GemmParams, out_scale) == 140);
 };
 
 /// Mirrors `struct RideParams` in `kernels/tile/ride.cuh`.
@@ -168,7 +173,7 @@ pub(crate) struct RideParams {
 const _: () = {
     use std::mem::offset_of;
     assert!(
-        size_of::<RideParams>() == 160 && offset_of!(RideParams, values) == 120 && offset_of!(RideParams, b) == 152
+        size_of::<RideParams>() == 184 && offset_of!(RideParams, values) == 144 && offset_of!(RideParams, b) == 176
     );
 };
 
@@ -254,6 +259,7 @@ impl Product {
             dropout: None,
             scale: 1.0,
             accumulate: false,
+            strides: None,
             gpu: Gpu::ANY,
         }
     }
@@ -261,6 +267,11 @@ impl Product {
     /// For the GPU behind a device, so that its own kernels may be chosen.
     pub fn on(self, device: &Device) -> Self {
         Product { gpu: Gpu::of(device), ..self }
+    }
+
+    /// What the kernels of one tile take, all of k in one piece: for a kernel that does more with the sums.
+    pub fn params(&self) -> GemmParams {
+        self.params_in_pieces(self.k)
     }
 
     /// The launch, writing to `out`; tn takes all of k in one piece.
@@ -356,12 +367,25 @@ impl Product {
 
     fn spec_in_pieces(&self, tile: &Tile, split: usize) -> Result<LaunchSpec> {
         let kernel = by_dtype(self.op, self.dtype, &tile.kernels[self.layout as usize])?;
+        let tiles = self.m.div_ceil(tile.edge) as u64 * self.n.div_ceil(tile.edge) as u64;
+        let pieces = if self.layout == Layout::Tn { self.k.div_ceil(split.max(1)) as u64 } else { 1 };
+        // A grid beyond the limit of launches is refused by the launcher.
+        let blocks = u32::try_from(tiles * pieces).unwrap_or(u32::MAX);
+        let gemm = self.params_in_pieces(split);
+        let Some(rider) = self.rider else { return Ok(launch(kernel, blocks, &gemm)) };
+        let Rider { values, offsets, others, blocks: numbers, b, scale } = rider;
+        let riding = RideParams { gemm, values, offsets, others, blocks: numbers, b: b as u32, scale: scale as f32 };
+        Ok(launch(by_dtype(self.op, self.dtype, &tile.riding[self.layout as usize])?, blocks, &riding))
+    }
+
+    fn params_in_pieces(&self, split: usize) -> GemmParams {
         // Extents of an operand's rows in memory.
         let (row_a, row_b) = match self.layout {
             Layout::Nt => (self.k, self.k),
             Layout::Nn => (self.k, self.n),
             Layout::Tn => (self.m, self.n),
         };
+        let [stride_a, stride_b, stride_out] = self.strides.unwrap_or([row_a, row_b, self.n]);
         let low = self.low_rank.unwrap_or(LowRankFactors { a: 0, b: 0, rank: 0, scale: 0.0 });
         let low_row_b = if self.layout == Layout::Nt { low.rank } else { self.n };
         let vector = |address: u64, row: usize, flag: u32| {
@@ -372,9 +396,13 @@ impl Product {
             if whole { flag } else { 0 }
         };
         let out_size = if self.layout == Layout::Tn { 4 } else { self.dtype.size() as u64 };
-        let pairs = self.n.is_multiple_of(2) && self.out.is_multiple_of(2 * out_size);
-        let flags = vector(self.a, row_a, VECTOR_A2)
-            | vector(self.b, row_b, VECTOR_B2)
+        let pairs = [self.n, stride_out].iter().all(|n| n.is_multiple_of(2)) && self.out.is_multiple_of(2 * out_size);
+        // A row must be whole units long, and the next one start at one.
+        let vector_row = |address: u64, row: usize, stride: usize, flag: u32| {
+            if row.is_multiple_of(pack(self.dtype)) { vector(address, stride, flag) } else { 0 }
+        };
+        let flags = vector_row(self.a, row_a, stride_a, VECTOR_A2)
+            | vector_row(self.b, row_b, stride_b, VECTOR_B2)
             | vector(low.a, low.rank, VECTOR_A1)
             | vector(low.b, low_row_b, VECTOR_B1)
             | if self.dropout.is_some() { DROPOUT } else { 0 }
@@ -384,7 +412,7 @@ impl Product {
         let keep = self.dropout.map_or(1.0, |d| f64::from(d.keep_scale));
         let (low_keep, out_keep) = if self.layout == Layout::Nn { (keep, 1.0) } else { (1.0, keep) };
         let (stream, threshold) = self.dropout.map_or((None, 0), |d| (Some(d.stream), d.threshold));
-        let params = GemmParams {
+        GemmParams {
             a1: low.a,
             b1: low.b,
             a2: self.a,
@@ -396,6 +424,9 @@ impl Product {
             k1: low.rank as u64,
             k2: self.k as u64,
             split: split as u64,
+            stride_a: stride_a as u64,
+            stride_b: stride_b as u64,
+            stride_out: stride_out as u64,
             seed: stream.map_or(0, |s| s.seed),
             step: stream.map_or(0, |s| s.step),
             site: stream.map_or(0, |s| s.site),
@@ -404,15 +435,6 @@ impl Product {
             // The rider's scale multiplies both sums.
             low_scale: (low.scale * low_keep / self.rider.map_or(1.0, |r| r.scale)) as f32,
             out_scale: (self.scale * out_keep) as f32,
-        };
-        let tiles = self.m.div_ceil(tile.edge) as u64 * self.n.div_ceil(tile.edge) as u64;
-        let pieces = if self.layout == Layout::Tn { self.k.div_ceil(split.max(1)) as u64 } else { 1 };
-        // A grid beyond the limit of launches is refused by the launcher.
-        let blocks = u32::try_from(tiles * pieces).unwrap_or(u32::MAX);
-        let Some(rider) = self.rider else { return Ok(launch(kernel, blocks, &params)) };
-        let Rider { values, offsets, others, blocks: numbers, b, scale } = rider;
-        let riding =
-            RideParams { gemm: params, values, offsets, others, blocks: numbers, b: b as u32, scale: scale as f32 };
-        Ok(launch(by_dtype(self.op, self.dtype, &tile.riding[self.layout as usize])?, blocks, &riding))
+        }
     }
 }

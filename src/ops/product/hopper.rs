@@ -87,6 +87,9 @@ pub(super) fn refusal(p: &Product, tile: &Tile) -> Option<String> {
     if p.rider.is_some() {
         return Some("nothing block-sparse rides on it".into());
     }
+    if p.strides.is_some() {
+        return Some("reads no columns of wider matrices".into());
+    }
     let rank = p.low_rank.map_or(8, |l| l.rank);
     for (name, extent) in [("n", p.n), ("k", p.k), ("rank", rank)] {
         if extent % 8 != 0 {
