@@ -401,6 +401,50 @@ const EMBEDDING: Family = Family {
     ],
 };
 
+/// A gate's kernels take a row with a short or a long block, and keep what they read of it in registers.
+const fn gate_forward(symbol: &'static str, threads: u32) -> Row {
+    Row { symbol, threads, shared_bytes: 0, max_registers: 80 }
+}
+
+const fn gate_backward(symbol: &'static str, threads: u32) -> Row {
+    Row { symbol, threads, shared_bytes: 0, max_registers: 128 }
+}
+
+const GRANULAR_SCALE: Family = Family {
+    source: "granular_scale.cu",
+    class: Class::Portable,
+    defines: &[
+        ("GRANULAR_SHORT", 64),
+        ("GRANULAR_LONG", 256),
+        ("GRANULAR_CHUNKS", 2),
+        ("GRANULAR_SAMPLE_THREADS", 256),
+        ("GRANULAR_TILE", 64),
+        ("GRANULAR_TILE_SHARED", ring(64)),
+        ("GEMM_STEP", GEMM_STEP),
+        ("GEMM_STAGES", GEMM_STAGES),
+        ("GEMM_F32_STEP", 16),
+    ],
+    kernels: &[
+        gate_forward("granular_scale_fwd_f32_t64_sm80", 64),
+        gate_forward("granular_scale_fwd_f32_t256_sm80", 256),
+        gate_backward("granular_scale_bwd_f32_t64_sm80", 64),
+        gate_backward("granular_scale_bwd_f32_t256_sm80", 256),
+        gate_forward("granular_scale_fwd_f16_t64_sm80", 64),
+        gate_forward("granular_scale_fwd_f16_t256_sm80", 256),
+        gate_backward("granular_scale_bwd_f16_t64_sm80", 64),
+        gate_backward("granular_scale_bwd_f16_t256_sm80", 256),
+        gate_forward("granular_scale_fwd_bf16_t64_sm80", 64),
+        gate_forward("granular_scale_fwd_bf16_t256_sm80", 256),
+        gate_backward("granular_scale_bwd_bf16_t64_sm80", 64),
+        gate_backward("granular_scale_bwd_bf16_t256_sm80", 256),
+        f32_product("granular_scale_up_f32_64x64x16_sm80"),
+        small_product("granular_scale_up_f16_64x64x32_sm80"),
+        small_product("granular_scale_up_bf16_64x64x32_sm80"),
+        plain("granular_scale_samples_f32_w32_sm80", 40),
+        plain("granular_scale_logits_f32_w32_sm80", 40),
+    ],
+};
+
 const PATCH_EMBEDDING: Family = Family {
     source: "patch_embedding.cu",
     class: Class::Portable,
@@ -566,6 +610,7 @@ pub const FAMILIES: &[Family] = &[
     FROZEN_LINEAR,
     FROZEN_LINEAR_HOPPER_256,
     FROZEN_LINEAR_HOPPER_128,
+    GRANULAR_SCALE,
     NORM,
     PATCH_EMBEDDING,
     POOL,

@@ -210,6 +210,26 @@ pub(crate) fn for_rows<T: Send>(out: &mut [T], width: usize, body: impl Fn(usize
     });
 }
 
+/// `out[i] = of(i)` for functions that read `width` elements each, on several threads when that pays.
+pub(crate) fn for_each_row<T: Send>(out: &mut [T], width: usize, of: impl Fn(usize) -> T + Sync) {
+    let each = (SHARE / width.max(1)).max(1);
+    let some = |(block, out): (usize, &mut [T])| {
+        vectorised(
+            #[inline(always)]
+            || {
+                for (i, o) in out.iter_mut().enumerate() {
+                    *o = of(block * each + i);
+                }
+            },
+        )
+    };
+    if out.len().saturating_mul(width) < PARALLEL_FROM {
+        out.chunks_mut(each).enumerate().for_each(some);
+    } else {
+        out.par_chunks_mut(each).enumerate().for_each(some);
+    }
+}
+
 /// As [`for_rows`], with rows of two outputs at a time: `a_width` elements of `a` and `b_width` of `b`.
 pub(crate) fn for_row_pairs<A: Send, B: Send>(
     (a, a_width): (&mut [A], usize),
