@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{AdaptedLinear, Slot, Trunk};
+use super::{AdaptedLinear, InsertPoint, Slot, Trunk};
 use crate::error::{Error, Result};
 use crate::format::peft::{Matcher, Modules, PeftConfig};
 
@@ -19,12 +19,22 @@ pub struct Attached {
     pub params: usize,
 }
 
+/// What a report counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sites {
+    #[default]
+    Linears,
+    /// Places after sub-layers.
+    Places,
+}
+
 /// What an adapter was attached to, and which patterns matched nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AttachReport {
     pub attached: Vec<Attached>,
     pub unmatched_patterns: Vec<String>,
     pub untouched_modules: Vec<String>,
+    pub sites: Sites,
 }
 
 impl AttachReport {
@@ -36,7 +46,11 @@ impl AttachReport {
 impl fmt::Display for AttachReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let total = self.attached.len() + self.untouched_modules.len();
-        write!(f, "adapters on {} of {total} linears, {} trainable numbers", self.attached.len(), self.params())?;
+        let sites = match self.sites {
+            Sites::Linears => "linears",
+            Sites::Places => "places",
+        };
+        write!(f, "adapters on {} of {total} {sites}, {} trainable numbers", self.attached.len(), self.params())?;
         if !self.unmatched_patterns.is_empty() {
             write!(f, "; matched nothing: {}", self.unmatched_patterns.join(", "))?;
         }
@@ -71,6 +85,28 @@ pub(super) fn for_targets(
         let unused = |name: &&String| !report.attached.iter().any(|a| path_matches(&a.module, name));
         report.unmatched_patterns = names.iter().filter(unused).cloned().collect();
     }
+    Ok(report)
+}
+
+/// Calls `insert` on every place whose path is one of `names` or ends in one, on all if there are no names.
+pub(super) fn for_places(
+    trunk: &mut dyn Trunk,
+    names: &[String],
+    mut insert: impl FnMut(&mut InsertPoint) -> Result<Attached>,
+) -> Result<AttachReport> {
+    let mut report = AttachReport { sites: Sites::Places, ..AttachReport::default() };
+    for place in trunk.inserts()? {
+        if names.is_empty() || names.iter().any(|name| path_matches(place.name(), name)) {
+            report.attached.push(insert(place)?);
+        } else {
+            report.untouched_modules.push(place.name().to_string());
+        }
+    }
+    if report.attached.is_empty() {
+        return Err(Error::NoMatch { patterns: names.to_vec(), available: report.untouched_modules.join(", ") });
+    }
+    let unused = |name: &&String| !report.attached.iter().any(|a| path_matches(&a.module, name));
+    report.unmatched_patterns = names.iter().filter(unused).cloned().collect();
     Ok(report)
 }
 

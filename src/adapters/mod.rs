@@ -5,18 +5,26 @@
 //! an [`Insert`] in each place. The report says what matched and what did not.
 
 mod attach;
+mod bottleneck;
 mod files;
 mod head;
 mod insert;
 mod linear;
 mod lora;
+mod scaling;
+mod sequential;
+pub mod vl_pet;
 
-pub use attach::{AttachReport, Attached};
+pub use attach::{AttachReport, Attached, Sites};
+pub use bottleneck::{Bottleneck, BottleneckConfig, HeadLayout};
 pub use files::{adapter_file, load_adapter, native_adapter, restore_native, save_adapter};
 pub use head::{HeadInit, train_head};
 pub use insert::{Insert, InsertPoint};
 pub use linear::{AdaptedLinear, LinearAdapter, Slot};
 pub use lora::{Lora, LoraConfig, parse_targets};
+pub use scaling::{Ia3, Ia3Config, Ssf, SsfConfig};
+pub use sequential::{AdapterConfig, AdapterForm, BottleneckAdapter};
+pub use vl_pet::{VlPetConfig, VlPetDecoder, VlPetEncoder};
 
 use crate::error::Result;
 
