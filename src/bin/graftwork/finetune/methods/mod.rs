@@ -1,8 +1,10 @@
 //! What can learn. A method is one file: its options, its settings, how it attaches, its line in the table. It is listed here twice, in
 //! [`ALL`] and, if it has options, in [`Options`].
 
+mod adapter;
 mod linear_probe;
 mod lora;
+mod vl_pet;
 
 use std::path::Path;
 
@@ -17,13 +19,25 @@ use serde_json::Value;
 use super::tasks::Model;
 
 /// Every method, in the order of the help.
-pub const ALL: &[Entry] = &[lora::ENTRY, linear_probe::ENTRY];
+pub const ALL: &[Entry] = &[
+    lora::ENTRY,
+    vl_pet::ENTRY,
+    adapter::ADAPTER,
+    adapter::VL_ADAPTER,
+    adapter::IA3,
+    adapter::SSF,
+    linear_probe::ENTRY,
+];
 
 /// The options of every method. A method may read those of another: `--targets` means the same for all.
 #[derive(clap::Args)]
 pub struct Options {
     #[command(flatten)]
     pub lora: lora::LoraOptions,
+    #[command(flatten)]
+    pub vl_pet: vl_pet::VlPetOptions,
+    #[command(flatten)]
+    pub adapter: adapter::AdapterOptions,
 }
 
 pub struct Entry {

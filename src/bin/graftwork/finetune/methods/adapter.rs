@@ -1,0 +1,129 @@
+//! Adapters without a gate: bottlenecks as published by four papers, and scales of columns.
+
+use graftwork::adapters::{AdapterConfig, Ia3Config, SsfConfig, Trunk, parse_targets};
+use graftwork::tensor::ParamSetBuilder;
+use graftwork::{Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Entry, Method, open, to_value};
+
+pub const ADAPTER: Entry = Entry {
+    name: "adapter",
+    about: "Bottlenecks after or beside sub-layers",
+    settings: |o| Adapter::from(&o.adapter),
+    open: open::<Adapter>,
+};
+
+pub const VL_ADAPTER: Entry = Entry {
+    name: "vl-adapter",
+    about: "VL-Adapter's bottlenecks, one set for all tasks",
+    settings: |o| to_value(&Adapter { adapter: "vl-adapter".into(), reduction: o.adapter.reduction }),
+    open: open::<Adapter>,
+};
+
+pub const IA3: Entry = Entry {
+    name: "ia3",
+    about: "Scales of keys, values and the feed-forward's inner features",
+    settings: |o| {
+        let scaled = Ia3 { ia3_targets: o.adapter.ia3_targets.clone() };
+        scaled.config()?;
+        to_value(&scaled)
+    },
+    open: open::<Ia3>,
+};
+
+pub const SSF: Entry = Entry {
+    name: "ssf",
+    about: "Scales and shifts of every linear's output",
+    settings: |_| to_value(&Ssf {}),
+    open: open::<Ssf>,
+};
+
+#[derive(clap::Args)]
+pub struct AdapterOptions {
+    /// Whose bottlenecks: houlsby, pfeiffer, parallel or vl-adapter
+    #[arg(long, default_value = "houlsby")]
+    pub adapter: String,
+    /// Width of the trunk over that of the bottleneck [default: as published]
+    #[arg(long)]
+    pub reduction: Option<usize>,
+    /// Linears that (IA)³ scales; fc2 at its input
+    #[arg(long, default_value = "k_proj,v_proj,fc2")]
+    pub ia3_targets: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Adapter {
+    adapter: String,
+    reduction: Option<usize>,
+}
+
+impl Adapter {
+    fn from(options: &AdapterOptions) -> Result<Value> {
+        let adapter = Adapter { adapter: options.adapter.clone(), reduction: options.reduction };
+        adapter.config()?;
+        to_value(&adapter)
+    }
+
+    fn config(&self) -> Result<AdapterConfig> {
+        let published = match self.adapter.as_str() {
+            "houlsby" => AdapterConfig::houlsby(),
+            "pfeiffer" => AdapterConfig::pfeiffer(),
+            "parallel" => AdapterConfig::parallel(),
+            "vl-adapter" => AdapterConfig::vl_adapter(),
+            got => {
+                let expected = "houlsby, pfeiffer, parallel or vl-adapter".into();
+                return Err(Error::Value { op: "finetune", argument: "adapter", expected, got: got.into() });
+            }
+        };
+        Ok(AdapterConfig { reduction: self.reduction.unwrap_or(published.reduction), ..published })
+    }
+}
+
+impl Method for Adapter {
+    fn attach(&self, trunk: &mut dyn Trunk, params: &mut ParamSetBuilder) -> Result<String> {
+        Ok(self.config()?.attach(trunk, params)?.to_string())
+    }
+
+    fn note(&self) -> String {
+        match self.reduction {
+            Some(reduction) => format!("{} 1/{reduction}", self.adapter),
+            None => self.adapter.clone(),
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Ia3 {
+    ia3_targets: String,
+}
+
+impl Ia3 {
+    fn config(&self) -> Result<Ia3Config> {
+        Ok(Ia3Config { targets: parse_targets(&self.ia3_targets)?, ..Ia3Config::default() })
+    }
+}
+
+impl Method for Ia3 {
+    fn attach(&self, trunk: &mut dyn Trunk, params: &mut ParamSetBuilder) -> Result<String> {
+        Ok(self.config()?.attach(trunk, params)?.to_string())
+    }
+
+    fn note(&self) -> String {
+        self.ia3_targets.clone()
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Ssf {}
+
+impl Method for Ssf {
+    fn attach(&self, trunk: &mut dyn Trunk, params: &mut ParamSetBuilder) -> Result<String> {
+        Ok(SsfConfig::default().attach(trunk, params)?.to_string())
+    }
+
+    fn note(&self) -> String {
+        "all linears".into()
+    }
+}
