@@ -11,6 +11,7 @@ use super::timing::{Call, Job, Step};
 use crate::verify::case::{Case, Judge};
 use crate::verify::cases;
 use cases::attention::Form;
+use cases::gate::Form as Gate;
 use cases::tokens::Image;
 
 /// One pass's unavoidable work, and what it is measured against.
@@ -157,6 +158,13 @@ pub fn all(dtype: DType) -> Vec<Entry> {
         entry(Gpu, t.scale_add(16384, 4096, false)),
         entry(Small, t.scale(544, 64)),
         entry(Model, t.scale(1576, 768)),
+        entry(Small, t.gate(Gate::Large, [32, 17, 64])),
+        entry(Model, t.gate(Gate::Large, [8, 197, 768])),
+        entry(Model, t.gate(Gate::MiddleX, [8, 197, 768])),
+        entry(Model, t.gate(Gate::MiddleY, [8, 197, 768])),
+        entry(Model, t.gate(Gate::Small, [8, 197, 768])),
+        entry(Gpu, t.gate(Gate::Large, [16, 512, 4096])),
+        entry(Gpu, t.gate(Gate::MiddleY, [16, 512, 4096])),
         entry(Small, t.embedding([544, 256, 64])),
         entry(Model, t.embedding([2048, 8192, 768])),
         entry(Small, t.patch(Image(32, 1, [4, 4], 2, 64))),
@@ -274,6 +282,24 @@ impl Table {
     fn scale(&self, m: usize, n: usize) -> Subject {
         let cost = Cost::copy(product(&[m, n]), 2 * product(&[m, n]) * self.size);
         Subject::Call { case: cases::elementwise::scaled((m, n), Judge::Bound), forward: cost, backward: cost }
+    }
+
+    /// Forward reads H, ΔH and R, and L where values have gates of their own; backward reads dy, H and ΔH again and L or R, and writes dU,
+    /// and dL or dR. An exponential counts as ten.
+    fn gate(&self, form: Gate, shape: [usize; 3]) -> Subject {
+        let whole = product(&shape);
+        let arrays = |count: u64| count * whole * self.size;
+        let (flops, forward, backward) = match form {
+            Gate::Large => (16, 5, 6),
+            Gate::MiddleX => (6, 4, 6),
+            Gate::MiddleY => (4, 4, 4),
+            Gate::Small => (7, 4, 6),
+        };
+        Subject::Call {
+            case: cases::gate::gated(form, shape, cases::gate::Made::Given, 0.0),
+            forward: Cost::copy(flops * whole, arrays(forward)),
+            backward: Cost::copy(2 * flops * whole, arrays(backward)),
+        }
     }
 
     fn embedding(&self, [m, v, d]: [usize; 3]) -> Subject {

@@ -4,6 +4,7 @@ pub mod adamw;
 pub mod attention;
 pub mod block_sparse;
 pub mod elementwise;
+pub mod gate;
 pub mod linear;
 pub mod loss;
 pub mod norm;
@@ -17,6 +18,7 @@ pub fn all() -> Vec<Case> {
         linear::all,
         norm::all,
         elementwise::all,
+        gate::all,
         attention::all,
         tokens::all,
         loss::all,
