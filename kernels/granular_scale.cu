@@ -22,8 +22,7 @@
 // SMALL takes a pass that writes a number for each row, a small kernel that turns them into one for each sample, and a pass with it.
 //
 // The fused form computes ΔH = D Wuᵀ tile by tile (see tile/gemm.cuh), lays the sums of a tile in shared memory, and gates them from
-// there, a unit a thread, with accesses as wide as those of the other form: ΔH is never written. It serves the gates that do not
-// look at a whole row of U: LARGE and MIDDLE_Y.
+// there, a unit a thread: ΔH is never written. It serves the gates that do not look at a whole row of U: LARGE and MIDDLE_Y.
 //
 // All arithmetic is in f32. Limited by reading H, ΔH, R and L (and dy) and writing y (dU, dL, dR) once.
 
