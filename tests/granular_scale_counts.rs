@@ -33,6 +33,10 @@ impl Launcher for Counting {
         80
     }
 
+    fn multiprocessors(&self) -> u32 {
+        1
+    }
+
     fn allocate(&self, bytes: usize) -> Result<u64> {
         self.emulator.lock().unwrap().alloc(bytes.max(1) as u64).map_err(fault)
     }
