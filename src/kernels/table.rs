@@ -268,6 +268,19 @@ const POOL: Family = Family {
     ],
 };
 
+const COLUMN_GATE: Family = Family {
+    source: "column_gate.cu",
+    class: Class::Portable,
+    defines: &[("COLUMN_GATE_THREADS", 256)],
+    kernels: &[
+        plain("column_gate_fwd_f32_t256_sm80", 40),
+        plain("column_gate_fwd_f16_t256_sm80", 40),
+        plain("column_gate_fwd_bf16_t256_sm80", 40),
+        plain("column_gate_widen_f16_t256_sm80", 40),
+        plain("column_gate_widen_bf16_t256_sm80", 40),
+    ],
+};
+
 const SCALE_ADD: Family = Family {
     source: "scale_add.cu",
     class: Class::Portable,
@@ -604,6 +617,7 @@ pub const FAMILIES: &[Family] = &[
     BLOCK_SPARSE_HOPPER_32,
     BLOCK_SPARSE_HOPPER_64,
     BLOCK_SPARSE_HOPPER_128,
+    COLUMN_GATE,
     COLUMN_SUM,
     CROSS_ENTROPY,
     EMBEDDING,

@@ -7,6 +7,7 @@ pub mod block_score;
 pub mod block_sparse;
 #[cfg(test)]
 mod check;
+pub mod column_gate;
 pub mod column_sum;
 pub mod cross_entropy;
 pub mod embedding;
@@ -31,6 +32,7 @@ pub use activation::{Activation, activation};
 pub use attention::{AttentionOptions, attention};
 pub use block_score::{BlockNorm, GradientScore, block_norms, gradient_scores};
 pub use block_sparse::{Transposed, block_sparse_linear, dds, dsd, sdd};
+pub use column_gate::column_gate;
 pub use cross_entropy::{CrossEntropyOptions, cross_entropy};
 pub use embedding::embedding;
 pub use frozen_linear::{BlockUpdate, LowRank, Updates, frozen_linear, frozen_linear_with};

@@ -1,6 +1,6 @@
-//! Activations, add and scale.
+//! Activations, add and scale, gates on columns.
 
-use graftwork::ops::{Activation, activation, scale, scale_add};
+use graftwork::ops::{Activation, activation, column_gate, scale, scale_add};
 
 use crate::verify::case::{Arithmetic, Case, Judge};
 
@@ -28,6 +28,7 @@ pub fn all() -> Vec<Case> {
             cases.push(added(shape, false, judge));
             cases.push(added(shape, true, judge));
             cases.push(scaled(shape, judge));
+            cases.push(gated(shape, judge));
         }
         cases.push(doubled((33, 65), judge));
     }
@@ -87,4 +88,12 @@ pub fn scaled((m, n): (usize, usize), judge: Judge) -> Case {
     Case::new("scale", format!("{m}x{n}"), judge)
         .input("x", &[m, n], Arithmetic::depth(2))
         .call(Arithmetic::depth(2), move |tape, given| scale(tape, given.var("x")?, given.factor(s)))
+}
+
+/// `x ⊙ g`, g a parameter that gates the columns.
+pub fn gated((m, n): (usize, usize), judge: Judge) -> Case {
+    Case::new("column_gate", format!("{m}x{n}"), judge)
+        .input("x", &[m, n], Arithmetic::depth(1))
+        .param("g", &[n], Arithmetic::depth(m + 1))
+        .call(Arithmetic::depth(1), |tape, given| column_gate(tape, given.var("x")?, given.var("g")?))
 }
