@@ -3,16 +3,27 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::merge::{MergeReport, merged};
 use crate::autograd::{Tape, Var};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::{frozen_linear, linear};
-use crate::tensor::{FrozenWeight, ParamId};
+use crate::tensor::{FrozenWeight, ParamId, ParamSet};
 
 /// An adapter on a linear: computes the layer's output from its input, the frozen weight and the bias. It holds ids of parameters, not
 /// values, and never changes: whoever changes its form puts another in its place.
 pub trait LinearAdapter: fmt::Debug + Send + Sync {
     /// `x [.., k]` to `[.., n]`.
     fn forward(&self, tape: &mut Tape, x: &Var, weight: &FrozenWeight, bias: Option<&Var>) -> Result<Var>;
+
+    /// The matrix `[n, k]`, row-major, that can be added to the weight in this adapter's place.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where there is none, because what is added to the output depends on the input in another way.
+    fn update(&self, params: &ParamSet, shape: [usize; 2]) -> Result<Vec<f64>> {
+        let _ = (params, shape);
+        let hint = "keep the adapter beside the weight".into();
+        Err(Error::Unsupported { op: "merge", what: format!("{self:?} is no matrix that could be added"), hint })
+    }
 }
 
 /// What sits on a linear.
@@ -34,12 +45,14 @@ pub struct AdaptedLinear {
     weight: FrozenWeight,
     bias: Option<Var>,
     slot: Slot,
+    /// Weight and adapter as they were before a merge.
+    unmerged: Option<(FrozenWeight, Slot)>,
 }
 
 impl AdaptedLinear {
     /// `name` is the module path, as adapter files spell it.
     pub fn new(name: impl Into<String>, weight: FrozenWeight, bias: Option<Var>) -> Self {
-        AdaptedLinear { name: name.into(), weight, bias, slot: Slot::Frozen }
+        AdaptedLinear { name: name.into(), weight, bias, slot: Slot::Frozen, unmerged: None }
     }
 
     pub fn name(&self) -> &str {
@@ -65,6 +78,30 @@ impl AdaptedLinear {
     /// Puts `adapter` on this linear, in place of what was there.
     pub fn adapt(&mut self, adapter: impl LinearAdapter + 'static) {
         self.slot = Slot::Adapted(Arc::new(adapter));
+    }
+
+    /// Adds the adapter's update to the weight, which then is a frozen one without an adapter. The old weight and the adapter are kept, so
+    /// that [`AdaptedLinear::unmerge`] restores them bit for bit.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for an adapter that is no matrix, a layer that learns as a whole, or one that is merged already.
+    pub fn merge(&mut self, params: &ParamSet) -> Result<MergeReport> {
+        let Slot::Adapted(adapter) = &self.slot else {
+            let what = format!("`{}` carries no adapter", self.name);
+            return Err(Error::Unsupported { op: "merge", what, hint: "merge linears with an adapter, once".into() });
+        };
+        let update = adapter.update(params, [self.weight.n(), self.weight.k()])?;
+        let (weight, report) = merged(&self.name, &self.weight, &update)?;
+        let old = (std::mem::replace(&mut self.weight, weight), std::mem::take(&mut self.slot));
+        self.unmerged = Some(old);
+        Ok(report)
+    }
+
+    /// Takes a merge back. Says whether there was one.
+    pub fn unmerge(&mut self) -> bool {
+        let Some((weight, slot)) = self.unmerged.take() else { return false };
+        (self.weight, self.slot) = (weight, slot);
+        true
     }
 
     /// `[.., k]` to `[.., n]`.

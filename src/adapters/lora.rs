@@ -5,14 +5,15 @@
 //! Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021; defaults and names as in PEFT.
 
 use super::attach::{AttachReport, Attached, for_targets};
-use super::{LinearAdapter, Trunk};
+use super::merge::add_low_rank;
+use super::{AdaptedLinear, LinearAdapter, Trunk};
 use crate::autograd::{Tape, Var};
 use crate::error::{Error, Result};
-use crate::format::peft::{Modules, PeftConfig};
+use crate::format::peft::{Matcher, Modules, PeftConfig};
 use crate::ops::frozen_linear::MAX_RANK;
 use crate::ops::{LowRank, frozen_linear};
 use crate::rng::Stream;
-use crate::tensor::{FrozenWeight, Init, ParamId, ParamSetBuilder};
+use crate::tensor::{FrozenWeight, Init, ParamId, ParamSet, ParamSetBuilder};
 
 /// A LoRA on one linear.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +30,12 @@ impl LinearAdapter for Lora {
         let (a, b) = (tape.param(self.a)?, tape.param(self.b)?);
         let update = LowRank { a: &a, b: &b, scale: self.scale, dropout: self.dropout, site: self.site };
         frozen_linear(tape, x, weight, bias, Some(update))
+    }
+
+    fn update(&self, params: &ParamSet, shape: [usize; 2]) -> Result<Vec<f64>> {
+        let mut update = vec![0.0; shape[0] * shape[1]];
+        add_low_rank(&mut update, shape, params, [self.a, self.b], None, self.scale)?;
+        Ok(update)
     }
 }
 
@@ -104,19 +111,27 @@ impl LoraConfig {
 pub(super) fn attach(config: &PeftConfig, trunk: &mut dyn Trunk, params: &mut ParamSetBuilder) -> Result<AttachReport> {
     validate(config)?;
     for_targets(trunk, config, |linear, matcher| {
+        let lora = declare(linear, matcher, params)?;
+        linear.adapt(lora);
         let module = linear.name().to_string();
         let rank = matcher.rank(&module);
-        let (n, k) = (linear.weight().n(), linear.weight().k());
-        let a = params.add(format!("{module}.lora_A"), &[rank, k], Init::KaimingUniform { fan_in: k })?;
-        let b = params.add(format!("{module}.lora_B"), &[n, rank], Init::Zeros)?;
-        params.first_gradient_may_vanish(a);
-        let site = Stream::named(0, 0, &module).site;
-        linear.adapt(Lora { a, b, scale: matcher.scale(&module), dropout: config.lora_dropout, site });
-        Ok(Attached { module, rank, params: rank * (n + k) })
+        Ok(Attached { module, rank, params: rank * (linear.weight().n() + linear.weight().k()) })
     })
 }
 
-fn validate(config: &PeftConfig) -> Result<()> {
+/// Declares the factors of a LoRA for `linear`.
+pub(super) fn declare(linear: &AdaptedLinear, matcher: &Matcher, params: &mut ParamSetBuilder) -> Result<Lora> {
+    let module = linear.name();
+    let rank = matcher.rank(module);
+    let (n, k) = (linear.weight().n(), linear.weight().k());
+    let a = params.add(format!("{module}.lora_A"), &[rank, k], Init::KaimingUniform { fan_in: k })?;
+    let b = params.add(format!("{module}.lora_B"), &[n, rank], Init::Zeros)?;
+    params.first_gradient_may_vanish(a);
+    let site = Stream::named(0, 0, module).site;
+    Ok(Lora { a, b, scale: matcher.scale(module), dropout: matcher.dropout(), site })
+}
+
+pub(super) fn validate(config: &PeftConfig) -> Result<()> {
     const OP: &str = "lora";
     for rank in config.rank_pattern.iter().map(|(_, r)| *r).chain([config.r]) {
         if rank == 0 || rank > MAX_RANK {

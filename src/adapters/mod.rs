@@ -5,14 +5,17 @@
 //! an [`Insert`] in each place. The report says what matched and what did not.
 
 mod attach;
+pub mod block_sparse;
 mod bottleneck;
 mod files;
 mod head;
 mod insert;
 mod linear;
 mod lora;
+mod merge;
 mod scaling;
 mod sequential;
+pub mod sora;
 pub mod vl_pet;
 
 pub use attach::{AttachReport, Attached, Sites};
@@ -22,6 +25,7 @@ pub use head::{HeadInit, train_head};
 pub use insert::{Insert, InsertPoint};
 pub use linear::{AdaptedLinear, LinearAdapter, Slot};
 pub use lora::{Lora, LoraConfig, parse_targets};
+pub use merge::{MergeReport, merge_all, unmerge_all};
 pub use scaling::{Ia3, Ia3Config, Ssf, SsfConfig};
 pub use sequential::{AdapterConfig, AdapterForm, BottleneckAdapter};
 pub use vl_pet::{VlPetConfig, VlPetDecoder, VlPetEncoder};

@@ -9,6 +9,8 @@
 //!
 //! Everything else that a pattern has follows from these, so that no file can contradict itself.
 
+use std::path::Path;
+
 use super::safetensors::SafeTensors;
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -38,6 +40,9 @@ pub fn pattern_tensors(name: &str, pattern: &BlockPattern) -> Result<Vec<(String
     ])
 }
 
+/// The parts of a pattern, by the ends of their names.
+pub const PARTS: [&str; 3] = ["shape", "row_offsets", "columns"];
+
 /// The pattern `name` of a file, for a matrix of `expected` shape where one is given.
 ///
 /// # Errors
@@ -48,10 +53,20 @@ pub fn read_pattern(
     expected: Option<[usize; 2]>,
     device: &Device,
 ) -> Result<BlockPattern> {
-    let wrong = |reason: String| Error::file(file.path(), format!("`{name}`: {reason}"));
-    let cpu = Device::cpu();
-    let load = |part: &str| file.tensor(&format!("{name}.{part}"), &cpu);
-    let shape = load("shape")?.to_vec::<i64>().map_err(|e| wrong(e.to_string()))?;
+    let load = |part: usize| file.tensor(&format!("{name}.{}", PARTS[part]), &Device::cpu());
+    pattern_from(file.path(), name, load, expected, device)
+}
+
+/// The same from wherever `load` gets the [`PARTS`], by their number.
+pub(crate) fn pattern_from(
+    path: &Path,
+    name: &str,
+    mut load: impl FnMut(usize) -> Result<Tensor>,
+    expected: Option<[usize; 2]>,
+    device: &Device,
+) -> Result<BlockPattern> {
+    let wrong = |reason: String| Error::file(path, format!("`{name}`: {reason}"));
+    let shape = load(0)?.to_vec::<i64>().map_err(|e| wrong(e.to_string()))?;
     let sizes: Option<Vec<usize>> = shape.iter().map(|&v| usize::try_from(v).ok()).collect();
     let Some([n, k, block]) = sizes.and_then(|s| <[usize; 3]>::try_from(s).ok()) else {
         return Err(wrong(format!("`shape` is {shape:?}, expected n, k and b")));
@@ -59,12 +74,12 @@ pub fn read_pattern(
     if let Some(expected) = expected.filter(|&e| e != [n, k]) {
         return Err(wrong(format!("is a pattern of [{n}, {k}], expected {expected:?}")));
     }
-    let indices = |part: &str| {
+    let mut indices = |part: usize| {
         let values = load(part)?.to_vec::<i32>().map_err(|e| wrong(e.to_string()))?;
         let checked: Option<Vec<u32>> = values.iter().map(|&v| u32::try_from(v).ok()).collect();
-        checked.ok_or_else(|| wrong(format!("`{part}` holds a negative index")))
+        checked.ok_or_else(|| wrong(format!("`{}` holds a negative index", PARTS[part])))
     };
-    let (row_offsets, columns) = (indices("row_offsets")?, indices("columns")?);
+    let (row_offsets, columns) = (indices(1)?, indices(2)?);
     BlockPattern::from_offsets(device, [n, k], block, row_offsets, columns).map_err(|e| wrong(e.to_string()))
 }
 

@@ -4,7 +4,7 @@ pub mod block_sparse;
 mod frozen;
 mod params;
 
-pub use block_sparse::{BlockPattern, BlockSparse};
+pub use block_sparse::{BlockPattern, BlockSparse, blocks_of};
 pub use frozen::{FrozenWeight, Packing};
 pub use params::{Init, Param, ParamId, ParamSet, ParamSetBuilder};
 

@@ -57,6 +57,11 @@ impl<'c> Matcher<'c> {
         })
     }
 
+    /// The same for every module.
+    pub fn dropout(&self) -> f64 {
+        self.config.lora_dropout
+    }
+
     /// Whether the module gets a low-rank update. [`Modules::AllLinear`] says yes to all it is asked about: offer it the linear
     /// layers without the output layer.
     pub fn targets(&self, module: &str) -> bool {

@@ -1,0 +1,234 @@
+//! SoRA: a LoRA whose ranks carry a gate, `y = x W₀ᵀ + b + s · (g ⊙ dropout(x) Aᵀ) Bᵀ`, so that training can do away with ranks.
+//!
+//! After each optimizer step of rate η comes the proximal step of an ℓ1 penalty, `g ← sign(g) · max(|g| − ηλ, 0)`, which makes gates
+//! exactly zero. A rank whose gate is zero contributes nothing, and [`prune_ranks`] takes A's row and B's column away. λ rises by stages
+//! ([`GateSchedule`]): none at first, then evenly up to its end, with ranks pruned where a stage begins.
+//!
+//! A starts at U(−1/√k, 1/√k), B at zero, g at N(0, 1). The gate acts on B ([`column_gate`]): the same function, at a
+//! cost that no token pays.
+//!
+//! Source: Ding et al., "Sparse Low-rank Adaptation of Pre-trained Language Models", EMNLP 2023. The published code's threshold ignores η
+//! and sends all of |g| < 2λ to zero; this is the formula of the paper.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::attach::{Attached, for_targets};
+use super::lora::validate;
+use super::merge::add_low_rank;
+use super::{AttachReport, LinearAdapter, LoraConfig, Slot, Trunk};
+use crate::autograd::{Tape, Var};
+use crate::error::{Error, Result};
+use crate::ops::{LowRank, column_gate, frozen_linear, soft_threshold};
+use crate::optim::Carry;
+use crate::rng::Stream;
+use crate::tensor::{FrozenWeight, Init, ParamId, ParamSet, ParamSetBuilder};
+
+const OP: &str = "sora";
+const A: &str = ".sora_A";
+const B: &str = ".sora_B";
+const GATE: &str = ".sora_gate";
+
+/// The adapter on one linear.
+#[derive(Clone, Debug)]
+pub struct Sora {
+    /// `[r, k]`
+    pub a: ParamId,
+    /// `[n, r]`
+    pub b: ParamId,
+    /// `[r]`
+    pub gate: ParamId,
+    pub scale: f64,
+    pub dropout: f64,
+    pub site: u32,
+}
+
+impl LinearAdapter for Sora {
+    fn forward(&self, tape: &mut Tape, x: &Var, weight: &FrozenWeight, bias: Option<&Var>) -> Result<Var> {
+        let (a, b, gate) = (tape.param(self.a)?, tape.param(self.b)?, tape.param(self.gate)?);
+        let gated = column_gate(tape, &b, &gate)?;
+        let update = LowRank { a: &a, b: &gated, scale: self.scale, dropout: self.dropout, site: self.site };
+        frozen_linear(tape, x, weight, bias, Some(update))
+    }
+
+    fn update(&self, params: &ParamSet, shape: [usize; 2]) -> Result<Vec<f64>> {
+        let mut update = vec![0.0; shape[0] * shape[1]];
+        add_low_rank(&mut update, shape, params, [self.a, self.b], Some(self.gate), self.scale)?;
+        Ok(update)
+    }
+}
+
+/// Ranks that each adapted module has now. A module that is not here has the configuration's; one of rank 0 has no adapter left.
+pub type Ranks = BTreeMap<String, usize>;
+
+/// Where gated LoRAs go.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SoraConfig {
+    /// Rank is what every module starts with; s = α / rank, whatever is pruned.
+    pub lora: LoraConfig,
+}
+
+impl SoraConfig {
+    /// Puts a gated LoRA on every target and declares `<module>.sora_A`, `<module>.sora_B`, `<module>.sora_gate`.
+    pub fn attach(&self, trunk: &mut dyn Trunk, ranks: &Ranks, params: &mut ParamSetBuilder) -> Result<AttachReport> {
+        let config = self.lora.to_peft(&[]);
+        validate(&config)?;
+        for_targets(trunk, &config, |linear, matcher| {
+            let module = linear.name().to_string();
+            let most = matcher.rank(&module);
+            let rank = ranks.get(&module).copied().unwrap_or(most);
+            let (n, k) = (linear.weight().n(), linear.weight().k());
+            if rank > most {
+                return Err(Error::value(OP, "rank", format!("at most {most} for `{module}`"), rank));
+            }
+            if rank == 0 {
+                linear.set_slot(Slot::Frozen);
+                return Ok(Attached { module, rank, params: 0 });
+            }
+            let a = params.add(format!("{module}{A}"), &[rank, k], Init::KaimingUniform { fan_in: k })?;
+            let b = params.add(format!("{module}{B}"), &[n, rank], Init::Zeros)?;
+            let gate = params.add(format!("{module}{GATE}"), &[rank], Init::Normal { std: 1.0 })?;
+            // While B is zero, neither A nor the gate moves anything.
+            params.first_gradient_may_vanish(a);
+            params.first_gradient_may_vanish(gate);
+            let site = Stream::named(0, 0, &module).site;
+            let (scale, dropout) = (matcher.scale(&module), matcher.dropout());
+            linear.adapt(Sora { a, b, gate, scale, dropout, site });
+            Ok(Attached { module, rank, params: rank * (n + k + 1) })
+        })
+    }
+}
+
+/// λ by stages: none for `dense_steps`, then `stages` stages of `stage_steps`, the i-th (from 1) at `λ_end · i / stages`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GateSchedule {
+    pub lambda: f64,
+    pub dense_steps: u64,
+    pub stages: u64,
+    pub stage_steps: u64,
+}
+
+impl GateSchedule {
+    pub fn check(&self) -> Result<()> {
+        if !(self.lambda.is_finite() && self.lambda >= 0.0) {
+            return Err(Error::value(OP, "lambda", "a finite number, 0 or more", self.lambda));
+        }
+        for (argument, value) in [("stages", self.stages), ("stage_steps", self.stage_steps)] {
+            if value == 0 {
+                return Err(Error::value(OP, argument, "at least 1", value));
+            }
+        }
+        Ok(())
+    }
+
+    /// λ of step `step`.
+    pub fn at(&self, step: u64) -> f64 {
+        let Some(after) = step.checked_sub(self.dense_steps) else { return 0.0 };
+        let stage = (after / self.stage_steps + 1).min(self.stages);
+        self.lambda * stage as f64 / self.stages as f64
+    }
+
+    /// Whether ranks are pruned before step `step`: where a stage follows a stage, and where the last one ends.
+    pub fn prunes_at(&self, step: u64) -> bool {
+        let Some(after) = step.checked_sub(self.dense_steps) else { return false };
+        after > 0 && after.is_multiple_of(self.stage_steps) && after / self.stage_steps <= self.stages
+    }
+
+    /// `g ← sign(g) · max(|g| − ηλ, 0)` for every gate, after an optimizer step at rate `lr`.
+    pub fn proximal_step(&self, step: u64, params: &ParamSet, lr: f64) -> Result<()> {
+        let threshold = lr * self.at(step);
+        if threshold == 0.0 {
+            return Ok(());
+        }
+        for id in params.ids().filter(|&id| params.get(id).is_ok_and(|p| p.name.ends_with(GATE))) {
+            let (master, working) = (params.view(params.master(), id)?, params.view(params.working(), id)?);
+            let working = (working.dtype() != master.dtype()).then_some(&working);
+            soft_threshold(&master, working, threshold)?;
+        }
+        Ok(())
+    }
+}
+
+/// The ranks without those whose gate is zero, and how values and moments follow.
+pub fn prune_ranks(ranks: &Ranks, params: &ParamSet) -> Result<(Ranks, Carry)> {
+    let (mut next, mut carry) = (ranks.clone(), Carry::whole());
+    for id in params.ids() {
+        let Some(module) = params.get(id)?.name.strip_suffix(GATE).map(str::to_string) else { continue };
+        let gates = params.view(params.master(), id)?.contiguous()?.to_f32_vec()?;
+        let kept: Vec<usize> = (0..gates.len()).filter(|&r| gates[r] != 0.0).collect();
+        let (old, new) = (gates.len(), kept.len());
+        let extent = |end: &str, dim: usize| -> Result<usize> {
+            let name = format!("{module}{end}");
+            let missing = || Error::value(OP, "params", format!("`{name}`"), "none");
+            let id = params.find(&name).ok_or_else(missing)?;
+            Ok(params.get(id)?.dims[dim])
+        };
+        let (k, n) = (extent(A, 1)?, extent(B, 0)?);
+        carry.elements(format!("{module}{A}"), (0..new * k).map(|e| Some(kept[e / k] * k + e % k)).collect());
+        carry.elements(format!("{module}{B}"), (0..n * new).map(|e| Some(e / new * old + kept[e % new])).collect());
+        carry.elements(format!("{module}{GATE}"), kept.iter().copied().map(Some).collect());
+        next.insert(module, new);
+    }
+    Ok((next, carry))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Device;
+    use crate::dtype::DType;
+
+    fn schedule() -> GateSchedule {
+        GateSchedule { lambda: 0.8, dense_steps: 10, stages: 4, stage_steps: 5 }
+    }
+
+    #[test]
+    fn lambda_rises_by_stages() {
+        let golden = [(0, 0.0), (9, 0.0), (10, 0.2), (14, 0.2), (15, 0.4), (20, 0.6), (25, 0.8), (1000, 0.8)];
+        for (step, lambda) in golden {
+            assert!((schedule().at(step) - lambda).abs() < 1e-15, "step {step}");
+        }
+        let prunes: Vec<u64> = (0..100).filter(|&t| schedule().prunes_at(t)).collect();
+        assert_eq!(prunes, [15, 20, 25, 30]);
+    }
+
+    /// ξ = 1: 1.5 becomes 0.5, which the published code would send to zero; 2.5 becomes 1.5.
+    #[test]
+    fn the_soft_threshold_is_the_papers() {
+        for dtype in [DType::F32, DType::BF16] {
+            let mut builder = ParamSetBuilder::new();
+            let gate = builder.add("q.sora_gate", &[5], Init::Values(vec![1.5, 2.5, -1.5, 0.5, -1.0])).unwrap();
+            let other = builder.add("q.sora_A", &[1], Init::Values(vec![0.5])).unwrap();
+            let params = builder.build(&Device::cpu(), dtype, 0).unwrap();
+            let schedule = GateSchedule { lambda: 10.0, dense_steps: 0, stages: 1, stage_steps: 1 };
+            schedule.proximal_step(0, &params, 0.1).unwrap();
+            for flat in [params.master(), params.working()] {
+                let of = |id| params.view(flat, id).unwrap().contiguous().unwrap().to_f32_vec().unwrap();
+                assert_eq!(of(gate), [0.5, 1.5, -0.5, 0.0, 0.0]);
+                assert_eq!(of(other), [0.5]);
+            }
+        }
+    }
+
+    #[test]
+    fn pruning_keeps_the_rows_and_columns_of_open_gates() {
+        let mut builder = ParamSetBuilder::new();
+        let values = |n: usize| Init::Values((0..n).map(|i| i as f32).collect());
+        builder.add("q.sora_A", &[3, 2], values(6)).unwrap();
+        builder.add("q.sora_B", &[2, 3], values(6)).unwrap();
+        builder.add("q.sora_gate", &[3], Init::Values(vec![1.0, 0.0, -2.0])).unwrap();
+        let old = builder.build(&Device::cpu(), DType::F32, 0).unwrap();
+        let (ranks, carry) = prune_ranks(&Ranks::new(), &old).unwrap();
+        assert_eq!(ranks, Ranks::from([("q".to_string(), 2)]));
+        let mut builder = ParamSetBuilder::new();
+        let ids = [("q.sora_A", [2, 2]), ("q.sora_B", [2, 2])].map(|(n, d)| builder.add(n, &d, Init::Ones).unwrap());
+        let gate = builder.add("q.sora_gate", &[2], Init::Ones).unwrap();
+        let new = builder.build(&Device::cpu(), DType::F32, 0).unwrap();
+        carry.values(&old, &new).unwrap();
+        let of = |id| new.tensor(id).unwrap().contiguous().unwrap().to_f32_vec().unwrap();
+        assert_eq!(of(ids[0]), [0.0, 1.0, 4.0, 5.0]);
+        assert_eq!(of(ids[1]), [0.0, 2.0, 3.0, 5.0]);
+        assert_eq!(of(gate), [1.0, -2.0]);
+    }
+}
