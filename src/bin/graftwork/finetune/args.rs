@@ -99,6 +99,12 @@ pub struct Args {
     /// Directory of the task's data [default: the one that ships]
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
+    /// Score the held-out samples every N steps [default: 50 times a run with --plot, else only at its ends]
+    #[arg(long, value_name = "N")]
+    pub eval_every: Option<u64>,
+    /// Draw scores and densities over steps, and the blocks that were chosen, as SVG
+    #[arg(long, value_name = "FILE")]
+    pub plot: Option<PathBuf>,
     /// Write the report as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -180,6 +186,9 @@ impl Args {
         }
         if self.save_every == Some(0) {
             return Err(bad("save-every", "at least 1", "0".into()));
+        }
+        if self.eval_every == Some(0) {
+            return Err(bad("eval-every", "at least 1", "0".into()));
         }
         if self.save_every.is_some() && self.out.is_none() && self.resume.is_none() {
             return Err(bad("save-every", "a run with --out DIR to write to", "given without one".into()));

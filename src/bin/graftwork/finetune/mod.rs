@@ -5,6 +5,7 @@ mod args;
 mod lock;
 mod methods;
 mod model;
+mod plot;
 mod report;
 mod resume;
 mod tasks;
@@ -26,6 +27,9 @@ use train::Trainer;
 use super::device;
 use super::output::{self, say};
 
+/// Points of a plotted curve.
+const POINTS: u64 = 50;
+
 /// Exit code of a run that Ctrl-C ended: 128 + SIGINT, as shells do.
 const INTERRUPTED: u8 = 130;
 
@@ -34,7 +38,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let entry = tasks::by_name(&args.task)?;
     let task = (entry.open)(args.data.as_deref().unwrap_or(Path::new(entry.data)))?;
     say!("{}: {}; trunk {}; device {}", task.title(), task.about(), args.trunk()?.display(), device.name());
-    if let Some(path) = &args.json {
+    for path in args.json.iter().chain(&args.plot) {
         output::probe(path)?;
     }
     let repeated = args.method.iter().enumerate().any(|(i, method)| args.method[..i].contains(method));
@@ -62,6 +66,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(path) = &args.json {
         output::write_json(path, &report)?;
     }
+    if let Some(path) = &args.plot {
+        plot::write(path, &task.title(), &report.runs)?;
+    }
     Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }
 
@@ -84,6 +91,8 @@ fn one(args: &Args, method: &str, task: &dyn Task, device: &Device, interrupt: &
             Trainer::start(Adapted::fresh(&recipe, task, device)?, recipe, pace, task.samples())?
         }
     };
+    let sometimes = args.plot.is_some().then_some((trainer.pace.last_step / POINTS).max(1));
+    trainer.eval_every = args.eval_every.or(sometimes);
     trainer.recompute_blocks = args.recompute == Recompute::Blocks;
     let recipe = trainer.recipe.clone();
     say!("\n{}: {}", recipe.method, trainer.adapted.summary);

@@ -22,12 +22,27 @@ pub struct Adapted {
 impl Adapted {
     /// The trunk with a fresh adapter.
     pub fn fresh(recipe: &Recipe, task: &dyn Task, device: &Device) -> Result<Self> {
-        let (mut model, method) = (task.model(&recipe.trunk, device, recipe.dtype()?)?, recipe.method()?);
-        let mut params = ParamSetBuilder::new();
-        model.learn_heads(&mut params)?;
-        let summary = method.attach(model.trunk(), &mut params)?;
-        let params = params.build(device, recipe.dtype()?, recipe.seed)?;
+        let (mut model, mut method) = (task.model(&recipe.trunk, device, recipe.dtype()?)?, recipe.method()?);
+        method.begin(&mut *model)?;
+        let (params, summary) = attached(&mut *model, &*method, recipe.seed)?;
         Ok(Adapted { model, method, params, summary })
+    }
+
+    /// The trunk with an adapter of the form that a checkpoint in `dir` has; its values are still to come.
+    pub fn like(dir: &Path, saved: &SavedAdapter, recipe: &Recipe, task: &dyn Task, device: &Device) -> Result<Self> {
+        let (mut model, mut method) = (task.model(&recipe.trunk, device, recipe.dtype()?)?, recipe.method()?);
+        if let SavedAdapter::Native(file) = saved {
+            method.take_form(dir, &mut file.clone(), &mut *model)?;
+        }
+        let (params, summary) = attached(&mut *model, &*method, recipe.seed)?;
+        Ok(Adapted { model, method, params, summary })
+    }
+
+    /// Attaches the method in its present form and gives back the parameters that it had before.
+    pub fn attach_again(&mut self, seed: u64) -> Result<ParamSet> {
+        let (params, summary) = attached(&mut *self.model, &*self.method, seed)?;
+        self.summary = summary;
+        Ok(std::mem::replace(&mut self.params, params))
     }
 
     /// The trunk with the adapter that was saved in `dir`: nothing of the trained model is reused.
@@ -54,4 +69,12 @@ impl Adapted {
     pub fn total_params(&self) -> usize {
         self.model.frozen_numel() + self.params.numel()
     }
+}
+
+/// Heads and adapter on the trunk, and their parameters with starting values.
+fn attached(model: &mut dyn Model, method: &dyn Method, seed: u64) -> Result<(ParamSet, String)> {
+    let mut params = ParamSetBuilder::new();
+    model.learn_heads(&mut params)?;
+    let summary = method.attach(model.trunk(), &mut params)?;
+    Ok((params.build(model.device(), model.dtype(), seed)?, summary))
 }

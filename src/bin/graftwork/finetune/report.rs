@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use serde::{Serialize, Serializer};
 
 use super::args::{Pace, Recipe};
-use super::train::{Trained, Trainer};
+use super::methods::Picture;
+use super::train::{Point, Trained, Trainer};
 use crate::output;
 
 #[derive(Serialize)]
@@ -23,6 +24,12 @@ pub struct RunReport {
     pub scores: BTreeMap<String, f64>,
     /// The score to compare by.
     pub score: &'static str,
+    /// Share of what could learn that did in the end, for a method whose form changes.
+    pub density: Option<f64>,
+    /// The scores over steps, as far as asked for.
+    pub history: Vec<Point>,
+    #[serde(skip)]
+    pub pictures: Vec<Picture>,
     pub losses: Vec<f64>,
     pub steps: u64,
     pub seconds_train: f64,
@@ -55,6 +62,9 @@ impl RunReport {
             total_params: trainer.adapted.total_params(),
             score: scores[0].first().map_or("score", |(name, _)| name),
             scores: named(&scores),
+            density: trainer.adapted.method.density(),
+            history: trainer.history.clone(),
+            pictures: trainer.adapted.method.pictures(),
             losses: trainer.losses.clone(),
             steps: trainer.step,
             seconds_train: trained.seconds,
@@ -82,7 +92,7 @@ fn named(scores: &[Scores; 3]) -> BTreeMap<String, f64> {
 
 /// The first run's fields at the top, and all runs in a list.
 pub struct Report {
-    runs: Vec<RunReport>,
+    pub runs: Vec<RunReport>,
 }
 
 impl Serialize for Report {

@@ -11,7 +11,7 @@ use super::args::{Args, Pace, Recipe};
 use super::methods;
 use super::model::Adapted;
 use super::tasks::{self, Task};
-use super::train::Trainer;
+use super::train::{Course, Trainer};
 
 /// Checkpoints that stay in a run's directory.
 const KEEP: usize = 3;
@@ -21,7 +21,12 @@ pub fn save(dir: &Path, trainer: &Trainer) -> Result<()> {
     let params = &trainer.adapted.params;
     let (first, second) = trainer.optimizer.moments();
     let checkpoint = Checkpoint {
-        state: State::new(params, trainer.progress(), as_value(dir, &trainer.pace)?, as_value(dir, &trainer.recipe)?),
+        state: State::new(
+            params,
+            trainer.progress(),
+            as_value(dir, &trainer.course())?,
+            as_value(dir, &trainer.recipe)?,
+        ),
         adapter: trainer.adapted.saved(&trainer.recipe)?,
         master: params.master().clone(),
         first_moment: first.clone(),
@@ -64,7 +69,7 @@ pub fn resume(dir: &Path, args: &Args, method: &str, task: &dyn Task, device: &D
         let reason = format!("has {} micro-batches of {} samples a step", recipe.accumulate, recipe.batch);
         return Err(Error::File { path, reason });
     }
-    let mut pace: Pace = from_value(&path, &saved.state.schedule)?;
+    let Course { mut pace, history } = from_value(&path, &saved.state.schedule)?;
     hold_to_what_was_given(&path, args, method, &recipe, &pace)?;
     if tasks::fingerprint(&recipe.trunk, task.trunk_files())? != recipe.trunk_fingerprint {
         let reason =
@@ -73,12 +78,13 @@ pub fn resume(dir: &Path, args: &Args, method: &str, task: &dyn Task, device: &D
     }
     pace.save_every = args.save_every.or(pace.save_every);
     pace.last_step = args.last_step(&recipe, task.samples(), pace.last_step);
-    let adapted = Adapted::fresh(&recipe, task, device)?;
+    let adapted = Adapted::like(&path, &saved.adapter, &recipe, task, device)?;
     saved.restore(&path, &adapted.params)?;
     let mut trainer = Trainer::start(adapted, recipe, pace, task.samples())?;
     trainer.optimizer.restore(&saved.first_moment, &saved.second_moment, saved.state.progress.step)?;
     trainer.step = saved.state.progress.step;
     trainer.losses = saved.losses;
+    trainer.history = history;
     if trainer.step >= trainer.pace.last_step {
         say!(
             "nothing is left to train: the checkpoint is at step {}, the run ends at {}",

@@ -10,8 +10,10 @@ use graftwork::format::checkpoint::Progress;
 use graftwork::optim::{AdamW, AdamWConfig};
 use graftwork::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
 
 use super::args::{Pace, Recipe};
+use super::methods::Moment;
 use super::model::Adapted;
 use super::{resume, tasks};
 
@@ -22,6 +24,9 @@ pub struct Trainer {
     pub recompute_blocks: bool,
     pub optimizer: AdamW,
     pub losses: Vec<f64>,
+    pub history: Vec<Point>,
+    /// Steps between scores on the held-out samples.
+    pub eval_every: Option<u64>,
     pub step: u64,
     /// To train on.
     samples: usize,
@@ -36,6 +41,26 @@ pub struct Trainer {
 
 /// Smaller micro-batches are not worth halving.
 const HALVED_FROM: usize = 16;
+
+/// How the run stood at a step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Point {
+    pub step: u64,
+    /// The task's first score.
+    pub score: f64,
+    pub trainable_params: usize,
+    /// Of a method whose form changes.
+    pub density: Option<f64>,
+}
+
+/// What a checkpoint keeps of the way so far and the way to go.
+#[derive(Serialize, Deserialize)]
+pub struct Course {
+    #[serde(flatten)]
+    pub pace: Pace,
+    #[serde(default)]
+    pub history: Vec<Point>,
+}
 
 /// How a call of [`Trainer::run`] went.
 pub struct Trained {
@@ -86,6 +111,8 @@ impl Trainer {
             recompute_blocks: false,
             optimizer,
             losses: Vec::new(),
+            history: Vec::new(),
+            eval_every: None,
             step: 0,
             samples,
             grads,
@@ -104,7 +131,11 @@ impl Trainer {
         let mut interrupted = false;
         let mut saved_at = None;
         while self.step < last {
+            self.reshape()?;
             let loss = self.one_step()?;
+            if self.eval_every.is_some_and(|n| self.step.is_multiple_of(n)) {
+                self.look()?;
+            }
             bar.set_message(format!("loss {loss:.4}"));
             bar.inc(1);
             interrupted = interrupt.asked();
@@ -135,6 +166,39 @@ impl Trainer {
         Ok(Trained { seconds, steps, retained_peak_bytes: self.peak_bytes, interrupted })
     }
 
+    /// Before a step: the method may take another form. Values and moments follow it, and nothing is kept of what is gone.
+    fn reshape(&mut self) -> Result<()> {
+        let (step, seed) = (self.step, self.recipe.seed);
+        // The order of data belongs to the trainer, and the method may ask for batches ahead of its turn.
+        let (samples, recipe) = (self.samples, &self.recipe);
+        let mut batches = |step| batch_of(recipe, samples, step, &mut (None, Vec::new()));
+        let Adapted { model, method, params, .. } = &mut self.adapted;
+        let mut moment = Moment { step, seed, model: &mut **model, params, batches: &mut batches };
+        let Some(carry) = method.reshape(&mut moment)? else { return Ok(()) };
+        let old = self.adapted.attach_again(seed)?;
+        let params = &self.adapted.params;
+        carry.values(&old, params)?;
+        self.optimizer = carry.optimizer(&old, params, &self.optimizer)?;
+        self.grads = Grads::zeros(params)?;
+        if self.other_grads.is_some() {
+            self.other_grads = Some(Grads::zeros(params)?);
+        }
+        Ok(())
+    }
+
+    /// Notes how the run stands.
+    fn look(&mut self) -> Result<()> {
+        let score = self.adapted.scores()?.first().map_or(0.0, |(_, score)| *score);
+        let (density, trainable_params) = (self.adapted.method.density(), self.adapted.params.numel());
+        self.history.push(Point { step: self.step, score, trainable_params, density });
+        Ok(())
+    }
+
+    /// For a checkpoint.
+    pub fn course(&self) -> Course {
+        Course { pace: self.pace, history: self.history.clone() }
+    }
+
     /// One optimizer step over `accumulate` micro-batches, each loss divided by the samples of them all.
     fn one_step(&mut self) -> Result<f64> {
         let indices = self.indices(self.step);
@@ -149,7 +213,9 @@ impl Trainer {
         if !loss.is_finite() {
             return Err(self.diverged("loss", loss));
         }
-        self.optimizer.step(&self.adapted.params, &self.grads, self.pace.schedule.lr_at(self.step))?;
+        let lr = self.pace.schedule.lr_at(self.step);
+        self.optimizer.step(&self.adapted.params, &self.grads, lr)?;
+        self.adapted.method.after_step(self.step, lr, &self.adapted.params, &self.optimizer)?;
         if self.optimizer.config().clip_norm.is_some() {
             let norm = self.optimizer.gradient_norm().to_scalar()?;
             if !norm.is_finite() {
@@ -190,17 +256,8 @@ impl Trainer {
         Ok(a + b)
     }
 
-    /// The samples of one step. An epoch's last step takes what is left.
     fn indices(&mut self, step: u64) -> Vec<usize> {
-        let per_epoch = self.recipe.steps_per_epoch(self.samples).max(1);
-        let each = self.recipe.batch * self.recipe.accumulate;
-        let at = (step % per_epoch) as usize * each;
-        let epoch = step / per_epoch;
-        if self.order.0 != Some(epoch) {
-            self.order = (Some(epoch), tasks::order(self.samples, self.recipe.seed, epoch));
-        }
-        let order = &self.order.1;
-        order[at..(at + each).min(order.len())].to_vec()
+        batch_of(&self.recipe, self.samples, step, &mut self.order)
     }
 
     /// What an autograd that tracks every weight would keep of one full micro-batch, by the same ledger.
@@ -222,6 +279,18 @@ impl Trainer {
             index: (self.step % per_epoch) * (self.recipe.batch * self.recipe.accumulate) as u64,
         }
     }
+}
+
+/// The samples of one step. An epoch's last step takes what is left. `order` is the epoch that was visited last, and in what order.
+fn batch_of(recipe: &Recipe, samples: usize, step: u64, order: &mut (Option<u64>, Vec<usize>)) -> Vec<usize> {
+    let per_epoch = recipe.steps_per_epoch(samples).max(1);
+    let each = recipe.batch * recipe.accumulate;
+    let at = (step % per_epoch) as usize * each;
+    let epoch = step / per_epoch;
+    if order.0 != Some(epoch) {
+        *order = (Some(epoch), tasks::order(samples, recipe.seed, epoch));
+    }
+    order.1[at..(at + each).min(samples)].to_vec()
 }
 
 /// Forward and backward of some samples, on whichever thread.

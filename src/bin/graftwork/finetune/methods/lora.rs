@@ -17,9 +17,10 @@ pub const ENTRY: Entry =
 #[derive(clap::Args)]
 #[command(next_help_heading = "Low-rank and shared adapter options")]
 pub struct LoraOptions {
-    /// Modules that get an adapter: names separated by commas, all-linear, or regex:PATTERN
-    #[arg(long, default_value = "q_proj,v_proj")]
-    pub targets: String,
+    /// Modules that get an adapter: names separated by commas, all-linear, or regex:PATTERN [default: q_proj,v_proj; all-linear for
+    /// block-sparse]
+    #[arg(long)]
+    pub targets: Option<String>,
     /// Rank of each LoRA, 1 to 256
     #[arg(long, default_value_t = 8)]
     pub rank: usize,
@@ -50,7 +51,7 @@ impl Lora {
             alpha: options.alpha.unwrap_or(2.0 * options.rank as f64),
             rslora: options.rslora,
             dropout: options.dropout,
-            targets: options.targets.clone(),
+            targets: options.targets.clone().unwrap_or_else(|| "q_proj,v_proj".into()),
         };
         lora.config()?;
         to_value(&lora)

@@ -2,21 +2,28 @@
 //! [`ALL`] and, if it has options, in [`Options`].
 
 mod adapter;
+mod block_sparse;
 mod linear_probe;
 mod lora;
+mod moment;
+mod s2ft;
+mod sora;
+mod sparse_adapter;
 mod vl_pet;
 
 use std::path::Path;
 
 use graftwork::adapters::{Trunk, native_adapter, restore_native};
 use graftwork::format::adapter::{NativeAdapter, SavedAdapter};
+use graftwork::optim::{AdamW, Carry};
 use graftwork::tensor::{ParamSet, ParamSetBuilder};
-use graftwork::{Error, Result};
+use graftwork::{Error, Result, Tensor};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::tasks::Model;
+pub use moment::Moment;
 
 /// Every method, in the order of the help.
 pub const ALL: &[Entry] = &[
@@ -26,6 +33,10 @@ pub const ALL: &[Entry] = &[
     adapter::VL_ADAPTER,
     adapter::IA3,
     adapter::SSF,
+    block_sparse::ENTRY,
+    sparse_adapter::ENTRY,
+    sora::ENTRY,
+    s2ft::ENTRY,
     linear_probe::ENTRY,
 ];
 
@@ -38,6 +49,14 @@ pub struct Options {
     pub vl_pet: vl_pet::VlPetOptions,
     #[command(flatten)]
     pub adapter: adapter::AdapterOptions,
+    #[command(flatten)]
+    pub block_sparse: block_sparse::BlockSparseOptions,
+    #[command(flatten)]
+    pub sparse_adapter: sparse_adapter::SparseAdapterOptions,
+    #[command(flatten)]
+    pub sora: sora::SoraOptions,
+    #[command(flatten)]
+    pub s2ft: s2ft::S2ftOptions,
 }
 
 pub struct Entry {
@@ -65,22 +84,75 @@ pub trait Method: Send + Sync {
         false
     }
 
+    /// Decides the form that the method begins with, where it has a form that changes.
+    fn begin(&mut self, model: &mut dyn Model) -> Result<()> {
+        let _ = model;
+        Ok(())
+    }
+
+    /// Before a step: perhaps another form. `Some` says how values and moments follow; the method is then attached again.
+    fn reshape(&mut self, moment: &mut Moment) -> Result<Option<Carry>> {
+        let _ = moment;
+        Ok(None)
+    }
+
+    /// After the optimizer's step at rate `lr`.
+    fn after_step(&self, step: u64, lr: f64, params: &ParamSet, optimizer: &AdamW) -> Result<()> {
+        let _ = (step, lr, params, optimizer);
+        Ok(())
+    }
+
+    /// What files hold beside the parameters to say which form it has.
+    fn form(&self) -> Result<Vec<(String, Tensor)>> {
+        Ok(Vec::new())
+    }
+
+    /// Takes the form out of a file's tensors, and has it from then on.
+    fn take_form(&mut self, dir: &Path, file: &mut NativeAdapter, model: &mut dyn Model) -> Result<()> {
+        let _ = (dir, file, model);
+        Ok(())
+    }
+
+    /// Share of what could learn that does; `None` for a method of one form.
+    fn density(&self) -> Option<f64> {
+        None
+    }
+
+    /// What there is to draw of its form.
+    fn pictures(&self) -> Vec<Picture> {
+        Vec::new()
+    }
+
     /// The trained adapter as files hold it. `settings` are the method's own; `heads` are the modules that learn as a whole beside it.
     fn save(&self, entry: &Entry, settings: &Value, heads: &[&str], params: &ParamSet) -> Result<SavedAdapter> {
         let _ = heads;
-        native_adapter(entry.name, settings.clone(), params).map(SavedAdapter::Native)
+        let mut file = native_adapter(entry.name, settings.clone(), params)?;
+        file.tensors.extend(self.form()?);
+        Ok(SavedAdapter::Native(file))
     }
 
     /// Attaches the adapter in `dir` to a fresh model, from the files alone.
     fn load(&self, dir: &Path, model: &mut dyn Model) -> Result<ParamSet> {
-        let file = NativeAdapter::load(dir)?;
+        let mut file = NativeAdapter::load(dir)?;
+        let mut saved = (by_name(&file.method)?.open)(&file.settings)?;
+        saved.take_form(dir, &mut file, model)?;
         let mut params = ParamSetBuilder::new();
         model.learn_heads(&mut params)?;
-        (by_name(&file.method)?.open)(&file.settings)?.attach(model.trunk(), &mut params)?;
+        saved.attach(model.trunk(), &mut params)?;
         let params = params.build(model.device(), model.dtype(), 0)?;
         restore_native(dir, &file, &params)?;
         Ok(params)
     }
+}
+
+/// The blocks of one matrix.
+#[derive(Clone, Debug, Serialize)]
+pub struct Picture {
+    pub name: String,
+    pub rows: usize,
+    pub columns: usize,
+    /// Row-major.
+    pub filled: Vec<bool>,
 }
 
 pub fn by_name(name: &str) -> Result<&'static Entry> {

@@ -1,0 +1,342 @@
+//! W₀ + S on linears, S block-sparse: chosen by a score, and moved while training goes on.
+
+use std::path::Path;
+
+use clap::ValueEnum;
+use graftwork::adapters::block_sparse::{
+    Allocation, BlockSparseConfig, Family, Patterns, Score, Sparsity, carry_blocks, pattern_tensors, take_patterns,
+};
+use graftwork::adapters::{LoraConfig, Trunk, parse_targets};
+use graftwork::format::adapter::NativeAdapter;
+use graftwork::optim::{AdamW, Carry, DensitySchedule};
+use graftwork::tensor::{ParamSet, ParamSetBuilder};
+use graftwork::{Error, Result, Tensor};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Entry, Method, Model, Moment, Options, Picture, to_value};
+
+pub const ENTRY: Entry = Entry {
+    name: "block-sparse",
+    about: "Blocks of linears, chosen by a score and moved by a schedule",
+    settings: |options| to_value(&BlockSparse::from(options)?),
+    open: |settings| Ok(Box::new(Chosen::<BlockSparse>::open(settings)?)),
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ScoreArg {
+    /// Draws of the seed
+    Random,
+    /// The norm of the frozen weight
+    Magnitude,
+    /// Weight times gradient
+    Snip,
+    /// The norm of the gradient, summed over --score-batches
+    Gradient,
+}
+
+impl From<ScoreArg> for Score {
+    fn from(score: ScoreArg) -> Self {
+        match score {
+            ScoreArg::Random => Score::Random,
+            ScoreArg::Magnitude => Score::Magnitude,
+            ScoreArg::Snip => Score::Snip,
+            ScoreArg::Gradient => Score::Gradient,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AllocationArg {
+    /// All blocks compete
+    Global,
+    /// Each matrix has the density by itself
+    PerSite,
+}
+
+impl From<AllocationArg> for Allocation {
+    fn from(allocation: AllocationArg) -> Self {
+        match allocation {
+            AllocationArg::Global => Allocation::Global,
+            AllocationArg::PerSite => Allocation::PerSite,
+        }
+    }
+}
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "Block-sparse options")]
+pub struct BlockSparseOptions {
+    /// Share of the blocks that learn in the end, above 0 and at most 1
+    #[arg(long, default_value_t = 0.05)]
+    pub density: f64,
+    /// Edge of a block: 16, 32, 64 or 128
+    #[arg(long, default_value_t = 16)]
+    pub block: usize,
+    /// What blocks are chosen by
+    #[arg(long, value_enum, default_value = "gradient")]
+    pub score: ScoreArg,
+    /// Batches that a gradient score is summed over
+    #[arg(long, default_value_t = 8)]
+    pub score_batches: u64,
+    /// Whether all blocks compete, or those of each matrix
+    #[arg(long, value_enum, default_value = "global")]
+    pub allocation: AllocationArg,
+    /// A low-rank update of this rank beside the blocks; 0 is none
+    #[arg(long, default_value_t = 0)]
+    pub low_rank: usize,
+    /// Share of the blocks that learn at first; the way to --density is a cubic [default: --density]
+    #[arg(long)]
+    pub density_start: Option<f64>,
+    /// Share of the blocks that give way to others at each move, in [0, 1)
+    #[arg(long, default_value_t = 0.0)]
+    pub regrow: f64,
+    /// Strength of the group lasso on blocks, by a proximal step after the optimizer's; 0 is none
+    #[arg(long, default_value_t = 0.0)]
+    pub lasso: f64,
+    /// Divide a block's threshold as Adam divides its step
+    #[arg(long)]
+    pub preconditioned: bool,
+    /// Step of the first move; blocks move only with --density-start, --regrow or --lasso
+    #[arg(long, default_value_t = 100)]
+    pub moves_from: u64,
+    /// Step of the last move
+    #[arg(long, default_value_t = 600)]
+    pub moves_until: u64,
+    /// Steps between moves
+    #[arg(long, default_value_t = 50)]
+    pub moves_every: u64,
+}
+
+/// Settings of choosing and moving, by the names of their options.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Moves {
+    density: f64,
+    density_start: f64,
+    score: Score,
+    score_batches: u64,
+    regrow: f64,
+    lasso: f64,
+    preconditioned: bool,
+    moves_from: u64,
+    moves_until: u64,
+    moves_every: u64,
+}
+
+impl Moves {
+    pub fn from(options: &BlockSparseOptions) -> Result<Self> {
+        let moves = Moves {
+            density: options.density,
+            density_start: options.density_start.unwrap_or(options.density),
+            score: options.score.into(),
+            score_batches: options.score_batches,
+            regrow: options.regrow,
+            lasso: options.lasso,
+            preconditioned: options.preconditioned,
+            moves_from: options.moves_from,
+            moves_until: options.moves_until,
+            moves_every: options.moves_every,
+        };
+        moves.sparsity()?;
+        Ok(moves)
+    }
+
+    /// The same at a share of the densities.
+    pub fn at_share(mut self, share: f64) -> Result<Self> {
+        self.density *= share;
+        self.density_start *= share;
+        self.sparsity()?;
+        Ok(self)
+    }
+
+    /// Chosen once, and never moved.
+    pub fn fixed(options: &BlockSparseOptions) -> Result<Self> {
+        let moves = Moves::from(options)?;
+        Ok(Moves { density_start: moves.density, regrow: 0.0, lasso: 0.0, ..moves })
+    }
+
+    fn sparsity(&self) -> Result<Sparsity> {
+        if self.score_batches == 0 {
+            let (expected, got) = ("at least 1".into(), "0".into());
+            return Err(Error::Value { op: "finetune", argument: "score-batches", expected, got });
+        }
+        let moves = self.density_start != self.density || self.regrow > 0.0 || self.lasso > 0.0;
+        let (from, until) = (self.moves_from, self.moves_until);
+        let schedule = match moves {
+            true => DensitySchedule::new(self.density_start, self.density, from, until, self.moves_every)?,
+            false => DensitySchedule::constant(self.density)?,
+        };
+        let Moves { score, regrow, lasso, preconditioned, .. } = *self;
+        let sparsity = Sparsity { score, schedule, regrow, lasso, preconditioned };
+        sparsity.check()?;
+        Ok(sparsity)
+    }
+}
+
+/// Settings that make a family, and how its blocks are chosen.
+pub trait Sparse: Serialize + for<'de> Deserialize<'de> + Send + Sync {
+    type Family: Family + Send + Sync;
+
+    fn family(&self) -> Result<Self::Family>;
+
+    fn moves(&self) -> &Moves;
+
+    fn is_random(&self) -> bool {
+        false
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BlockSparse {
+    targets: String,
+    block: usize,
+    allocation: Allocation,
+    low_rank: usize,
+    alpha: f64,
+    dropout: f64,
+    #[serde(flatten)]
+    moves: Moves,
+}
+
+impl BlockSparse {
+    fn from(options: &Options) -> Result<Self> {
+        let (own, shared) = (&options.block_sparse, &options.lora);
+        let settings = BlockSparse {
+            targets: shared.targets.clone().unwrap_or_else(|| "all-linear".into()),
+            block: own.block,
+            allocation: own.allocation.into(),
+            low_rank: own.low_rank,
+            alpha: shared.alpha.unwrap_or(2.0 * own.low_rank as f64),
+            dropout: shared.dropout,
+            moves: Moves::from(own)?,
+        };
+        settings.family()?;
+        Ok(settings)
+    }
+}
+
+impl Sparse for BlockSparse {
+    type Family = BlockSparseConfig;
+
+    fn family(&self) -> Result<BlockSparseConfig> {
+        let low_rank =
+            LoraConfig { rank: self.low_rank, alpha: self.alpha, dropout: self.dropout, ..Default::default() };
+        Ok(BlockSparseConfig {
+            targets: parse_targets(&self.targets)?,
+            block: self.block,
+            allocation: self.allocation,
+            low_rank: (self.low_rank > 0).then_some(low_rank),
+        })
+    }
+
+    fn moves(&self) -> &Moves {
+        &self.moves
+    }
+
+    fn is_random(&self) -> bool {
+        self.low_rank > 0 && self.dropout > 0.0
+    }
+}
+
+/// A family with its settings and the blocks that it has now.
+pub struct Chosen<S: Sparse> {
+    settings: S,
+    family: S::Family,
+    sparsity: Sparsity,
+    patterns: Patterns,
+    /// Every site; empty before that is known.
+    shapes: Vec<(String, [usize; 2])>,
+}
+
+impl<S: Sparse> Chosen<S> {
+    pub fn open(settings: &Value) -> Result<Self> {
+        let settings: S = serde_json::from_value(settings.clone()).map_err(|e| super::bad_settings(settings, &e))?;
+        let (family, sparsity) = (settings.family()?, settings.moves().sparsity()?);
+        Ok(Chosen { settings, family, sparsity, patterns: Patterns::new(), shapes: Vec::new() })
+    }
+
+    /// `[⌈n/b⌉, ⌈k/b⌉]`
+    fn grid(&self, [n, k]: [usize; 2]) -> [usize; 2] {
+        let block = self.family.block().max(1);
+        [n.div_ceil(block), k.div_ceil(block)]
+    }
+
+    fn existing(&self) -> usize {
+        self.patterns.values().map(|p| p.nnz()).sum()
+    }
+}
+
+impl<S: Sparse> Method for Chosen<S> {
+    fn begin(&mut self, model: &mut dyn Model) -> Result<()> {
+        let device = model.device().clone();
+        self.shapes = self.family.shapes(model.trunk())?;
+        self.patterns = self.family.start(model.trunk(), &device)?;
+        Ok(())
+    }
+
+    fn attach(&self, trunk: &mut dyn Trunk, params: &mut ParamSetBuilder) -> Result<String> {
+        let report = self.family.attach(trunk, &self.patterns, None, params)?;
+        if self.patterns.is_empty() {
+            return Ok(format!("blocks of {} matrices, to be chosen before the first step", self.shapes.len()));
+        }
+        Ok(report.to_string())
+    }
+
+    fn note(&self) -> String {
+        let (block, density) = (self.family.block(), 100.0 * self.density().unwrap_or(0.0));
+        format!("b={block}, {} blocks, density {density:.1} %", self.existing())
+    }
+
+    fn is_random(&self) -> bool {
+        self.settings.is_random()
+    }
+
+    fn reshape(&mut self, moment: &mut Moment) -> Result<Option<Carry>> {
+        let (step, seed, params) = (moment.step, moment.seed, moment.params);
+        if !self.sparsity.is_due(step) {
+            return Ok(None);
+        }
+        let sites = self.family.sites(moment.model.trunk(), &self.patterns, params)?;
+        let probe = self.sparsity.probe(&moment.device(), &self.family, &sites, step)?;
+        let scores = match &probe {
+            None => None,
+            Some(probe) => {
+                let grads = moment.gradients(self.settings.moves().score_batches, |trunk, builder| {
+                    self.family.attach(trunk, &self.patterns, Some(probe), builder).map(drop)
+                })?;
+                Some(probe.read(&grads)?)
+            }
+        };
+        let next = self.sparsity.next(step, seed, &self.family, &sites, &self.patterns, params, scores)?;
+        let carry = carry_blocks(&self.patterns, &next);
+        self.patterns = next;
+        Ok(Some(carry))
+    }
+
+    fn after_step(&self, _: u64, lr: f64, params: &ParamSet, optimizer: &AdamW) -> Result<()> {
+        self.sparsity.proximal_step(&self.patterns, params, optimizer, lr)
+    }
+
+    fn form(&self) -> Result<Vec<(String, Tensor)>> {
+        pattern_tensors(&self.patterns)
+    }
+
+    fn take_form(&mut self, dir: &Path, file: &mut NativeAdapter, model: &mut dyn Model) -> Result<()> {
+        self.shapes = self.family.shapes(model.trunk())?;
+        self.patterns = take_patterns(dir, file, &self.shapes, self.family.block(), model.device())?;
+        Ok(())
+    }
+
+    fn density(&self) -> Option<f64> {
+        let blocks: usize = self.shapes.iter().map(|(_, shape)| self.grid(*shape).iter().product::<usize>()).sum();
+        Some(self.existing() as f64 / blocks.max(1) as f64)
+    }
+
+    fn pictures(&self) -> Vec<Picture> {
+        let picture = |(name, shape): &(String, [usize; 2])| {
+            let [rows, columns] = self.grid(*shape);
+            let filled = self.patterns.get(name).map_or_else(|| vec![false; rows * columns], |p| p.topology().mask());
+            Picture { name: name.clone(), rows, columns, filled }
+        };
+        self.shapes.iter().map(picture).collect()
+    }
+}

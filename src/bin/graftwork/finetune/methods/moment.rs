@@ -1,0 +1,47 @@
+//! The moment before a step, when a method may change its form.
+
+use graftwork::adapters::Trunk;
+use graftwork::autograd::{Grads, Tape};
+use graftwork::optim::Carry;
+use graftwork::tensor::{ParamSet, ParamSetBuilder};
+use graftwork::{Device, Result};
+
+use super::Model;
+
+pub struct Moment<'a> {
+    /// The step that is about to be taken.
+    pub step: u64,
+    /// Of the run.
+    pub seed: u64,
+    pub model: &'a mut dyn Model,
+    pub params: &'a ParamSet,
+    /// The samples of this step and of those after it, as far as asked for.
+    pub batches: &'a mut dyn FnMut(u64) -> Vec<usize>,
+}
+
+impl Moment<'_> {
+    pub fn device(&self) -> Device {
+        self.model.device().clone()
+    }
+
+    /// Gradients, summed over the samples of `steps` steps, of what `attach` puts on the trunk. Parameters have their present values.
+    pub fn gradients(
+        &mut self,
+        steps: u64,
+        attach: impl FnOnce(&mut dyn Trunk, &mut ParamSetBuilder) -> Result<()>,
+    ) -> Result<Grads> {
+        let mut builder = ParamSetBuilder::new();
+        self.model.learn_heads(&mut builder)?;
+        attach(self.model.trunk(), &mut builder)?;
+        let params = builder.build(self.model.device(), self.model.dtype(), self.seed)?;
+        Carry::whole().values(self.params, &params)?;
+        let mut grads = Grads::zeros(&params)?;
+        for step in 0..steps {
+            let indices = (self.batches)(self.step + step);
+            let mut tape = Tape::deterministic(&params);
+            let loss = self.model.loss(&mut tape, &indices, indices.len())?;
+            tape.backward(&loss, &mut grads)?;
+        }
+        Ok(grads)
+    }
+}

@@ -1,0 +1,143 @@
+//! SoRA: a LoRA whose ranks are gated, and pruned by stages.
+
+use std::path::Path;
+
+use graftwork::adapters::sora::{GateSchedule, Ranks, SoraConfig, prune_ranks};
+use graftwork::adapters::{LoraConfig, Trunk, parse_targets};
+use graftwork::format::adapter::NativeAdapter;
+use graftwork::optim::{AdamW, Carry};
+use graftwork::tensor::{ParamSet, ParamSetBuilder};
+use graftwork::{Device, Error, Result, Tensor};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Entry, Method, Model, Moment, Options, bad_settings, to_value};
+
+pub const ENTRY: Entry = Entry {
+    name: "sora",
+    about: "A LoRA with a gate on every rank, and ranks pruned by stages",
+    settings: |options| to_value(&Settings::from(options)?),
+    open: |settings| Ok(Box::new(Sora::open(settings)?)),
+};
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "SoRA options")]
+pub struct SoraOptions {
+    /// Strength of the ℓ1 penalty on gates in the last stage; --rank is what training starts with
+    #[arg(long, default_value_t = 0.2)]
+    pub lambda: f64,
+    /// Steps before the first stage, without a penalty
+    #[arg(long, default_value_t = 400)]
+    pub dense_steps: u64,
+    /// Stages in which the penalty rises to --lambda
+    #[arg(long, default_value_t = 6)]
+    pub stages: u64,
+    /// Steps of a stage
+    #[arg(long, default_value_t = 100)]
+    pub stage_steps: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Settings {
+    rank: usize,
+    alpha: f64,
+    dropout: f64,
+    targets: String,
+    #[serde(flatten)]
+    schedule: GateSchedule,
+}
+
+impl Settings {
+    fn from(options: &Options) -> Result<Self> {
+        let (own, shared) = (&options.sora, &options.lora);
+        let SoraOptions { lambda, dense_steps, stages, stage_steps } = *own;
+        let settings = Settings {
+            rank: shared.rank,
+            alpha: shared.alpha.unwrap_or(2.0 * shared.rank as f64),
+            dropout: shared.dropout,
+            targets: shared.targets.clone().unwrap_or_else(|| "q_proj,v_proj".into()),
+            schedule: GateSchedule { lambda, dense_steps, stages, stage_steps },
+        };
+        settings.schedule.check()?;
+        settings.config()?;
+        Ok(settings)
+    }
+
+    fn config(&self) -> Result<SoraConfig> {
+        let targets = parse_targets(&self.targets)?;
+        let (rank, alpha, dropout) = (self.rank, self.alpha, self.dropout);
+        Ok(SoraConfig { lora: LoraConfig { rank, alpha, dropout, targets, ..LoraConfig::default() } })
+    }
+}
+
+struct Sora {
+    settings: Settings,
+    config: SoraConfig,
+    ranks: Ranks,
+}
+
+impl Sora {
+    fn open(settings: &Value) -> Result<Self> {
+        let settings: Settings = serde_json::from_value(settings.clone()).map_err(|e| bad_settings(settings, &e))?;
+        settings.schedule.check()?;
+        Ok(Sora { config: settings.config()?, settings, ranks: Ranks::new() })
+    }
+}
+
+/// Name of the tensor that holds a module's rank.
+const RANK: &str = ".sora_rank";
+
+impl Method for Sora {
+    fn attach(&self, trunk: &mut dyn Trunk, params: &mut ParamSetBuilder) -> Result<String> {
+        Ok(self.config.attach(trunk, &self.ranks, params)?.to_string())
+    }
+
+    fn note(&self) -> String {
+        if self.ranks.is_empty() {
+            return format!("r={}", self.settings.rank);
+        }
+        let left: usize = self.ranks.values().sum();
+        format!("r≤{}, {left} of {} ranks", self.settings.rank, self.settings.rank * self.ranks.len())
+    }
+
+    fn is_random(&self) -> bool {
+        self.settings.dropout > 0.0
+    }
+
+    fn reshape(&mut self, moment: &mut Moment) -> Result<Option<Carry>> {
+        if !self.settings.schedule.prunes_at(moment.step) {
+            return Ok(None);
+        }
+        let (ranks, carry) = prune_ranks(&self.ranks, moment.params)?;
+        self.ranks = ranks;
+        Ok(Some(carry))
+    }
+
+    fn after_step(&self, step: u64, lr: f64, params: &ParamSet, _: &AdamW) -> Result<()> {
+        self.settings.schedule.proximal_step(step, params, lr)
+    }
+
+    fn form(&self) -> Result<Vec<(String, Tensor)>> {
+        let rank = |(module, &rank): (&String, &usize)| {
+            Ok((format!("{module}{RANK}"), Tensor::from_slice(&Device::cpu(), &[1], &[rank as i64])?))
+        };
+        self.ranks.iter().map(rank).collect()
+    }
+
+    fn take_form(&mut self, dir: &Path, file: &mut NativeAdapter, _: &mut dyn Model) -> Result<()> {
+        let names: Vec<String> = file.tensors.keys().filter(|name| name.ends_with(RANK)).cloned().collect();
+        for name in names {
+            let Some(tensor) = file.tensors.remove(&name) else { continue };
+            let rank = tensor.to_vec::<i64>()?.first().and_then(|&r| usize::try_from(r).ok());
+            let bad = || Error::File { path: dir.into(), reason: format!("`{name}` holds no rank") };
+            self.ranks.insert(name.trim_end_matches(RANK).to_string(), rank.ok_or_else(bad)?);
+        }
+        Ok(())
+    }
+
+    fn density(&self) -> Option<f64> {
+        let left: usize = self.ranks.values().sum();
+        let most = self.settings.rank * self.ranks.len();
+        Some(if most == 0 { 1.0 } else { left as f64 / most as f64 })
+    }
+}

@@ -1,0 +1,84 @@
+//! Bottlenecks after sub-layers, with block-sparse projections.
+
+use graftwork::Result;
+use graftwork::adapters::block_sparse::SparseAdapterConfig;
+use graftwork::ops::Activation;
+use serde::{Deserialize, Serialize};
+
+use super::block_sparse::{Chosen, Moves, Sparse};
+use super::{Entry, Options, to_value};
+
+pub const ENTRY: Entry = Entry {
+    name: "sparse-adapter",
+    about: "Bottlenecks after sub-layers, with block-sparse projections",
+    settings: |options| to_value(&SparseAdapter::from(options)?),
+    open: |settings| Ok(Box::new(Chosen::<SparseAdapter>::open(settings)?)),
+};
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "Sparse adapter options (with the block-sparse ones)")]
+pub struct SparseAdapterOptions {
+    /// Sub-layers that get a bottleneck, separated by commas
+    #[arg(long, default_value = "attention,mlp")]
+    pub places: String,
+    /// Width of a bottleneck, a multiple of --block
+    #[arg(long, default_value_t = 32)]
+    pub width: usize,
+    /// Large-Sparse: bottlenecks this many times as wide at that share of --density
+    #[arg(long, default_value_t = 1)]
+    pub large_sparse: usize,
+    /// Scale of what the bottleneck adds
+    #[arg(long, default_value_t = 1.0)]
+    pub scale: f64,
+    /// Standard deviation of the up-projection's starting values; 0 starts from the trunk itself, and leaves SNIP nothing to go by
+    #[arg(long, default_value_t = 0.0)]
+    pub up_std: f64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SparseAdapter {
+    places: String,
+    width: usize,
+    large_sparse: usize,
+    scale: f64,
+    up_std: f64,
+    block: usize,
+    #[serde(flatten)]
+    moves: Moves,
+}
+
+impl SparseAdapter {
+    fn from(options: &Options) -> Result<Self> {
+        let own = &options.sparse_adapter;
+        let k = own.large_sparse.max(1) as f64;
+        Ok(SparseAdapter {
+            places: own.places.clone(),
+            width: own.width,
+            large_sparse: own.large_sparse,
+            scale: own.scale,
+            up_std: own.up_std,
+            block: options.block_sparse.block,
+            moves: Moves::from(&options.block_sparse)?.at_share(1.0 / k)?,
+        })
+    }
+}
+
+impl Sparse for SparseAdapter {
+    type Family = SparseAdapterConfig;
+
+    fn family(&self) -> Result<SparseAdapterConfig> {
+        let config = SparseAdapterConfig {
+            places: self.places.split(',').map(|p| p.trim().to_string()).filter(|p| !p.is_empty()).collect(),
+            width: self.width,
+            block: self.block,
+            activation: Activation::Relu,
+            scale: self.scale,
+            up_std: self.up_std,
+        };
+        Ok(config.large_sparse(self.large_sparse).0)
+    }
+
+    fn moves(&self) -> &Moves {
+        &self.moves
+    }
+}
