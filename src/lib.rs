@@ -10,8 +10,9 @@
 //! | [`ParamSet`](tensor::ParamSet) | what learns: one flat buffer |
 //! | [`Tape`](autograd::Tape), [`Var`](autograd::Var), [`Grads`](autograd::Grads) | autograd that remembers only what adapters need, with a [`Ledger`](autograd::Ledger) of what that costs |
 //! | [`ops`] | frozen linear with low-rank update, linear, norms, activations, attention, embeddings, pooling, loss, AdamW |
-//! | [`adapters`] | LoRA and heads on a trunk, by module names; to and from PEFT files |
-//! | [`optim`] | AdamW and learning-rate schedules |
+//! | [`adapters`] | LoRA and heads on a trunk, by module names; to and from PEFT files; merging |
+//! | [`adapters::block_sparse`] | updates by blocks, and learning which; [`adapters::sora`]: ranks with gates |
+//! | [`optim`] | AdamW, schedules of rates and densities, and carrying on with parameters of another form |
 //! | [`models`] | frozen trunks |
 //! | [`mod@format`] | safetensors, PEFT, checkpoints; atomic writes |
 //! | [`kernels`] | the compiled kernels and what they take |
