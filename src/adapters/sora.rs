@@ -4,8 +4,8 @@
 //! exactly zero. A rank whose gate is zero contributes nothing, and [`prune_ranks`] takes A's row and B's column away. λ rises by stages
 //! ([`GateSchedule`]): none at first, then evenly up to its end, with ranks pruned where a stage begins.
 //!
-//! A starts at U(−1/√k, 1/√k), B at zero, g at N(0, 1). The gate acts on B ([`column_gate`]): the same function, at a
-//! cost that no token pays.
+//! A starts at U(−1/√k, 1/√k), B at zero, g at N(0, 1). The gate acts on B ([`column_gate`](crate::ops::column_gate())): the
+//! same function, at a cost that no token pays.
 //!
 //! Source: Ding et al., "Sparse Low-rank Adaptation of Pre-trained Language Models", EMNLP 2023. The published code's threshold ignores η
 //! and sends all of |g| < 2λ to zero; this is the formula of the paper.

@@ -1,7 +1,7 @@
 //! A bottleneck after a sub-layer whose projections are block-sparse: `h + s · φ(h Dᵀ) Uᵀ`.
 //!
 //! D is `[r, d]`, U `[d, r]`; φ is the activation. D starts at U(−1/√d, 1/√d), U at N(0, σ²), σ = 0 by default, so that training starts from
-//! the trunk itself. With σ = 0 every SNIP score is zero, and [`choose`](super::choose) refuses it.
+//! the trunk itself. With σ = 0 every SNIP score is zero, and [`Family::choose`] refuses it.
 //!
 //! Large-Sparse: a bottleneck k times as wide with 1/k of its blocks has the parameters of a dense one ([`SparseAdapterConfig::large_sparse`]).
 //!
