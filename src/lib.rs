@@ -9,12 +9,13 @@
 //! | [`FrozenWeight`](tensor::FrozenWeight) | a weight whose gradient cannot be asked for |
 //! | [`ParamSet`](tensor::ParamSet) | what learns: one flat buffer |
 //! | [`Tape`](autograd::Tape), [`Var`](autograd::Var), [`Grads`](autograd::Grads) | autograd that remembers only what adapters need, with a [`Ledger`](autograd::Ledger) of what that costs |
-//! | [`ops`] | frozen linear with low-rank update, linear, norms, activations, attention, embeddings, pooling, loss, AdamW |
+//! | [`graph`] | graphs between rows of tensors: made and changed on the host, read by ops on a device |
+//! | [`ops`] | frozen linear with low-rank update, linear, norms, activations, attention, embeddings, pooling, block-sparse products, gates, sums over graphs, loss, AdamW |
 //! | [`adapters`] | LoRA and heads on a trunk, by module names; to and from PEFT files; merging |
 //! | [`adapters::block_sparse`] | updates by blocks, and learning which; [`adapters::sora`]: ranks with gates |
 //! | [`optim`] | AdamW, schedules of rates and densities, and carrying on with parameters of another form |
 //! | [`models`] | frozen trunks |
-//! | [`mod@format`] | safetensors, PEFT, checkpoints; atomic writes |
+//! | [`mod@format`] | safetensors, PEFT, checkpoints, graphs; atomic writes |
 //! | [`kernels`] | the compiled kernels and what they take |
 //! | [`testing`] | the checks that decide what is right |
 
@@ -24,6 +25,7 @@ pub mod device;
 pub mod dtype;
 pub mod error;
 pub mod format;
+pub mod graph;
 pub mod kernels;
 pub mod models;
 pub mod ops;

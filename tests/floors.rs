@@ -9,6 +9,7 @@ const FLOORS: &[&[&str]] = &[
     &["kernels"],
     &["device"],
     &["tensor"],
+    &["graph"],
     &["autograd"],
     &["testing"],
     &["ops"],

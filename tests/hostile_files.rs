@@ -182,6 +182,15 @@ fn checkpoint_states() {
     hold(checks::checkpoint_state, &[seed.into()], mutate);
 }
 
+#[test]
+fn graphs() {
+    let head = "%%MatrixMarket matrix coordinate";
+    let real = format!("{head} real general\n% a note\n3 4 3\n1 4 0.5\n3 1 -2e-3\n2 2 7\n");
+    let pattern = format!("{head} pattern symmetric\n5 5 3\n2 1\n5 5\n4 2\n");
+    hold(checks::matrix_market, &[real.into(), pattern.into()], mutate);
+    hold(checks::edge_list, &["# from to\n0 1\n2,0\n3\t3\n".into(), "0 1 0.5\n4 2 -1e3\n".into()], mutate);
+}
+
 /// Inputs that aim at time and memory: large, and regular where a careless parser is quadratic or worse.
 #[test]
 fn large_inputs_are_refused_or_read_in_bounded_time_and_memory() {
@@ -212,6 +221,12 @@ fn large_inputs_are_refused_or_read_in_bounded_time_and_memory() {
         checks::safetensors_header,
         safetensors(&format!("{{\"{}\":1}}", "n".repeat(10_000_000)), 0),
     );
+
+    let head = "%%MatrixMarket matrix coordinate pattern general";
+    bounded("nodes alone", checks::matrix_market, format!("{head}\n262000 262000 0\n").into());
+    bounded("many entries", checks::matrix_market, format!("{head}\n1 1 1000000\n{}", "1 1\n".repeat(1_000_000)).into());
+    bounded("many edges", checks::edge_list, "0 1\n".repeat(1_000_000).into());
+    bounded("blank lines", checks::edge_list, "\n".repeat(10_000_000).into());
 
     let config = |fields: &str| format!(r#"{{"peft_type":"LORA","target_modules":["q"],{fields}}}"#).into_bytes();
     let ranks = format!(r#""rank_pattern":{{{}}}"#, many(200_000, &|i| format!(r#""m{i}":1"#)));

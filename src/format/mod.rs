@@ -1,4 +1,4 @@
-//! Files: frozen weights and adapters as safetensors, the adapter layout of Hugging Face PEFT, training checkpoints.
+//! Files: frozen weights and adapters as safetensors, the adapter layout of Hugging Face PEFT, training checkpoints; graphs as text.
 //!
 //! Everything read here may come from strangers. Each parser validates the whole file before it allocates anything in
 //! proportion to what the file claims, answers with a typed error that names the file, and is fuzzed (`fuzz/`). Everything
@@ -9,6 +9,7 @@ pub mod atomic;
 pub mod block_sparse;
 pub mod checkpoint;
 mod digest;
+pub mod graph;
 mod json;
 pub mod peft;
 pub mod safetensors;

@@ -602,6 +602,71 @@ const TOPOLOGY: Family = Family {
     ],
 };
 
+const SPMM: Family = Family {
+    source: "spmm.cu",
+    class: Class::Portable,
+    defines: &[("SPMM_THREADS", 256)],
+    kernels: &[
+        plain("spmm_sum_f32_t256_sm80", 104),
+        plain("spmm_pick_f32_t256_sm80", 120),
+        plain("spmm_max_f32_t256_sm80", 88),
+        plain("spmm_sumjoin_f32_t256_sm80", 80),
+        plain("spmm_maxjoin_f32_t256_sm80", 72),
+        plain("spmm_sum_f16_t256_sm80", 104),
+        plain("spmm_pick_f16_t256_sm80", 120),
+        plain("spmm_max_f16_t256_sm80", 88),
+        plain("spmm_sumjoin_f16_t256_sm80", 80),
+        plain("spmm_maxjoin_f16_t256_sm80", 72),
+        plain("spmm_sum_bf16_t256_sm80", 104),
+        plain("spmm_pick_bf16_t256_sm80", 120),
+        plain("spmm_max_bf16_t256_sm80", 88),
+        plain("spmm_sumjoin_bf16_t256_sm80", 80),
+        plain("spmm_maxjoin_bf16_t256_sm80", 72),
+    ],
+};
+
+const SDDMM: Family = Family {
+    source: "sddmm.cu",
+    class: Class::Portable,
+    defines: &[("SDDMM_THREADS", 256)],
+    kernels: &[
+        plain("sddmm_fwd_f32_t256_sm80", 128),
+        plain("sddmm_fwd_f16_t256_sm80", 128),
+        plain("sddmm_fwd_bf16_t256_sm80", 128),
+    ],
+};
+
+const EDGE_SOFTMAX: Family = Family {
+    source: "edge_softmax.cu",
+    class: Class::Portable,
+    defines: &[("EDGE_SOFTMAX_THREADS", 256)],
+    kernels: &[
+        plain("edge_softmax_fwd_f32_t256_sm80", 64),
+        plain("edge_softmax_bwd_f32_t256_sm80", 64),
+        plain("edge_softmax_fwd_f16_t256_sm80", 64),
+        plain("edge_softmax_bwd_f16_t256_sm80", 64),
+        plain("edge_softmax_fwd_bf16_t256_sm80", 64),
+        plain("edge_softmax_bwd_bf16_t256_sm80", 64),
+    ],
+};
+
+const GRAPH_ATTENTION: Family = Family {
+    source: "graph_attention.cu",
+    class: Class::Portable,
+    defines: &[("GRAPH_ATTENTION_THREADS", 256)],
+    kernels: &[
+        plain("graph_attention_fwd_f32_t256_sm80", 96),
+        plain("graph_attention_join_f32_t256_sm80", 72),
+        plain("graph_attention_edges_f32_t256_sm80", 128),
+        plain("graph_attention_fwd_f16_t256_sm80", 96),
+        plain("graph_attention_join_f16_t256_sm80", 72),
+        plain("graph_attention_edges_f16_t256_sm80", 128),
+        plain("graph_attention_fwd_bf16_t256_sm80", 96),
+        plain("graph_attention_join_bf16_t256_sm80", 72),
+        plain("graph_attention_edges_bf16_t256_sm80", 128),
+    ],
+};
+
 pub const FAMILIES: &[Family] = &[
     ACTIVATION,
     ADAMW,
@@ -620,16 +685,20 @@ pub const FAMILIES: &[Family] = &[
     COLUMN_GATE,
     COLUMN_SUM,
     CROSS_ENTROPY,
+    EDGE_SOFTMAX,
     EMBEDDING,
     FROZEN_LINEAR,
-    FROZEN_LINEAR_HOPPER_256,
     FROZEN_LINEAR_HOPPER_128,
+    FROZEN_LINEAR_HOPPER_256,
     GRANULAR_SCALE,
+    GRAPH_ATTENTION,
     NORM,
     PATCH_EMBEDDING,
     POOL,
     PROXIMAL,
     RIDE,
     SCALE_ADD,
+    SDDMM,
+    SPMM,
     TOPOLOGY,
 ];

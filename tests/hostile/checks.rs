@@ -4,8 +4,10 @@
 use std::path::Path;
 
 use graftwork::format::checkpoint::State;
+use graftwork::format::graph::{parse_edge_list, parse_matrix_market};
 use graftwork::format::peft::{Matcher, PeftConfig};
 use graftwork::format::safetensors::Header;
+use graftwork::graph::Adjacency;
 
 /// An accepted header describes ranges of its own data that tile it.
 pub fn safetensors_header(bytes: &[u8]) -> bool {
@@ -45,5 +47,23 @@ pub fn checkpoint_state(bytes: &[u8]) -> bool {
     }
     let again = serde_json::to_vec(&state).expect("a state serialises");
     assert_eq!(State::parse(Path::new("again"), &again).expect("accepted once"), state);
+    true
+}
+
+/// An accepted matrix is a graph whose transpose's transpose it is.
+pub fn matrix_market(bytes: &[u8]) -> bool {
+    parse_matrix_market(Path::new("input"), bytes).is_ok_and(|graph| holds_together(&graph))
+}
+
+/// As [`matrix_market`], of a list of edges.
+pub fn edge_list(bytes: &[u8]) -> bool {
+    parse_edge_list(Path::new("input"), bytes).is_ok_and(|graph| holds_together(&graph))
+}
+
+fn holds_together(graph: &Adjacency) -> bool {
+    assert_eq!(graph.offsets().len(), graph.rows() + 1);
+    assert!(graph.indices().iter().all(|&j| j < graph.cols()));
+    assert!(graph.values().is_none_or(|v| v.len() == graph.edges() && v.iter().all(|v| v.is_finite())));
+    assert_eq!(graph.transpose().0.transpose().0, *graph);
     true
 }

@@ -1,0 +1,111 @@
+//! The launch plans. Forward: one launch, and one that joins where chunks cut rows. Backward: one over the edges; the sums over them
+//! are the sums of `spmm`.
+
+use super::{Desc, OP, Operands, Slopes};
+use crate::device::Plan;
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::graph::Csr;
+use crate::kernels::KernelId;
+use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack};
+use crate::ops::rows::{Deal, GraphParams, lanes};
+use crate::ops::spmm::gpu::{tiles, unit};
+use crate::tensor::Tensor;
+
+/// Mirrors `struct Params` in `kernels/graph_attention.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Params {
+    pub(crate) graph: GraphParams,
+    pub x: u64,
+    pub left: u64,
+    pub right: u64,
+    pub y: u64,
+    pub lse: u64,
+    pub dy: u64,
+    pub alpha: u64,
+    pub dz: u64,
+    pub partial: u64,
+    pub f: u64,
+    pub d: u64,
+    pub slope: f32,
+    pub heads: u32,
+    pub lanes: u32,
+    pub flags: u32,
+}
+
+const _: () = {
+    use std::mem::offset_of;
+    assert!(size_of::<Params>() == 160 && offset_of!(Params, x) == 56);
+    assert!(offset_of!(Params, f) == 128 && offset_of!(Params, slope) == 144);
+};
+
+const VECTOR: u32 = 1;
+const SPLIT: u32 = 2;
+
+macro_rules! per_dtype {
+    ($pass:literal) => {
+        [
+            KernelId::of(concat!("graph_attention_", $pass, "_f32_t256_sm80")),
+            KernelId::of(concat!("graph_attention_", $pass, "_f16_t256_sm80")),
+            KernelId::of(concat!("graph_attention_", $pass, "_bf16_t256_sm80")),
+        ]
+    };
+}
+
+const FORWARD: PerDType = per_dtype!("fwd");
+const JOIN: PerDType = per_dtype!("join");
+const EDGES: PerDType = per_dtype!("edges");
+
+pub fn forward(desc: &Desc, graph: &Csr, operands: &Operands, y: &Tensor, lse: &Tensor) -> Result<()> {
+    let width = desc.f + 2 * desc.heads;
+    let deal = Deal::new(graph.pattern(), 4 * width as u64);
+    let partial = Tensor::empty(y.device(), &[deal.slots(), width], DType::F32)?;
+    let mut params = params(desc, graph, operands, &deal, &[y.address()?])?;
+    (params.y, params.lse, params.partial) = (y.address()?, lse.address()?, partial.address()?);
+    let per_head = tiles(params.d as usize, params.lanes, desc.dtype, params.flags & VECTOR != 0);
+    let work = deal.chunks * desc.heads as u64 * per_head;
+    let passes: &[&PerDType] = if deal.split { &[&FORWARD, &JOIN] } else { &[&FORWARD] };
+    let mut plan = Plan::new();
+    for pass in passes {
+        let kernel = by_dtype(OP, desc.dtype, pass)?;
+        plan.push(launch(kernel, blocks(work, u64::from(kernel.row().threads / params.lanes)), &params));
+    }
+    y.device().run(&plan)
+}
+
+pub fn edges(desc: &Desc, graph: &Csr, operands: &Operands, slopes: &Slopes) -> Result<()> {
+    let deal = Deal::new(graph.pattern(), 0);
+    let (y, dy) = (slopes.y.address()?, slopes.dy.address()?);
+    let mut params = params(desc, graph, operands, &deal, &[y, dy])?;
+    (params.y, params.dy, params.lse) = (y, dy, slopes.lse.address()?);
+    (params.alpha, params.dz) = (slopes.alpha.address()?, slopes.dz.address()?);
+    let kernel = by_dtype(OP, desc.dtype, &EDGES)?;
+    let blocks = blocks(deal.chunks * desc.heads as u64, u64::from(kernel.row().threads / params.lanes));
+    slopes.dy.device().run(&Plan::from_iter([launch(kernel, blocks, &params)]))
+}
+
+
+fn params(desc: &Desc, graph: &Csr, operands: &Operands, deal: &Deal, others: &[u64]) -> Result<Params> {
+    let d = desc.f / desc.heads;
+    let x = operands.x.address()?;
+    let vector = d.is_multiple_of(pack(desc.dtype)) && aligned(&[x]) && aligned(others);
+    Ok(Params {
+        graph: GraphParams::new(graph.pattern(), deal)?,
+        x,
+        left: operands.left.address()?,
+        right: operands.right.address()?,
+        y: 0,
+        lse: 0,
+        dy: 0,
+        alpha: 0,
+        dz: 0,
+        partial: 0,
+        f: desc.f as u64,
+        d: d as u64,
+        slope: desc.slope as f32,
+        heads: desc.heads as u32,
+        lanes: lanes(d.div_ceil(unit(desc.dtype, vector))),
+        flags: if vector { VECTOR } else { 0 } | if deal.split { SPLIT } else { 0 },
+    })
+}

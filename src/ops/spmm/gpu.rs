@@ -1,0 +1,150 @@
+//! The launch plans: one launch, or two where rows are long enough to be cut.
+
+use super::{By, Divide, Gather, OP, Reduce};
+use crate::autograd::Target;
+use crate::device::{Plan, LaunchSpec};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::kernels::KernelId;
+use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack};
+use crate::ops::rows::{Deal, GraphParams, lanes};
+use crate::ops::target::address_and_flags;
+use crate::tensor::Tensor;
+
+/// Mirrors `struct Params` in `kernels/spmm.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Params {
+    pub(crate) graph: GraphParams,
+    pub x: u64,
+    pub weights: u64,
+    pub arg: u64,
+    pub degrees: u64,
+    pub y: u64,
+    pub picked: u64,
+    pub partial: u64,
+    pub partial_arg: u64,
+    pub f: u64,
+    /// Columns of a head.
+    pub d: u64,
+    pub heads: u32,
+    pub lanes: u32,
+    pub target: u32,
+    pub flags: u32,
+}
+
+const _: () = {
+    use std::mem::offset_of;
+    assert!(size_of::<Params>() == 152 && offset_of!(Params, x) == 56);
+    assert!(offset_of!(Params, f) == 120 && offset_of!(Params, flags) == 148);
+};
+
+pub(crate) const VECTOR: u32 = 1;
+pub(crate) const MEAN: u32 = 2;
+pub(crate) const LOWEST: u32 = 4;
+pub(crate) const SPLIT: u32 = 8;
+const WIDE_WEIGHTS: u32 = 16;
+const WIDE_DEGREES: u32 = 32;
+
+macro_rules! per_dtype {
+    ($pass:literal) => {
+        [
+            KernelId::of(concat!("spmm_", $pass, "_f32_t256_sm80")),
+            KernelId::of(concat!("spmm_", $pass, "_f16_t256_sm80")),
+            KernelId::of(concat!("spmm_", $pass, "_bf16_t256_sm80")),
+        ]
+    };
+}
+
+const SUM: PerDType = per_dtype!("sum");
+const PICK: PerDType = per_dtype!("pick");
+const MAX: PerDType = per_dtype!("max");
+const SUM_JOIN: PerDType = per_dtype!("sumjoin");
+const MAX_JOIN: PerDType = per_dtype!("maxjoin");
+
+pub fn sum(gather: &Gather, target: &Target) -> Result<()> {
+    let (y, flags) = address_and_flags(OP, gather.x.dtype(), target)?;
+    let deal = Deal::new(gather.pattern, 4 * gather.f() as u64);
+    let partial = Tensor::empty(gather.x.device(), &[deal.slots(), gather.f()], DType::F32)?;
+    let mut params = params(gather, &deal, &[y])?;
+    (params.y, params.target) = (y, flags);
+    params.partial = partial.address()?;
+    let first = if gather.picked.is_some() { &PICK } else { &SUM };
+    gather.x.device().run(&plan(gather, &deal, &params, [first, &SUM_JOIN])?)
+}
+
+pub fn extremum(gather: &Gather, reduce: Reduce, y: &Tensor, picked: &Tensor) -> Result<()> {
+    let deal = Deal::new(gather.pattern, 12 * gather.f() as u64);
+    let parts = [deal.slots(), gather.f()];
+    let partial = Tensor::empty(y.device(), &parts, DType::F32)?;
+    let partial_arg = Tensor::empty(y.device(), &parts, DType::I64)?;
+    let mut params = params(gather, &deal, &[y.address()?])?;
+    (params.y, params.picked) = (y.address()?, picked.address()?);
+    (params.partial, params.partial_arg) = (partial.address()?, partial_arg.address()?);
+    params.flags |= if reduce == Reduce::Min { LOWEST } else { 0 };
+    y.device().run(&plan(gather, &deal, &params, [&MAX, &MAX_JOIN])?)
+}
+
+fn params(gather: &Gather, deal: &Deal, written: &[u64]) -> Result<Params> {
+    let (f, heads) = (gather.f(), gather.heads);
+    let d = f / heads;
+    let x = gather.x.address()?;
+    let vector = d.is_multiple_of(pack(gather.x.dtype())) && aligned(&[x]) && aligned(written);
+    let mut graph = GraphParams::new(gather.pattern, deal)?;
+    if gather.by == By::Edges {
+        graph.indices = 0;
+    }
+    let (degrees, wide_degrees) = match gather.divide {
+        Divide::Gathered(offsets) => (offsets.address()?, offsets.dtype() == DType::I64),
+        _ => (0, false),
+    };
+    let wide_weights = gather.weights.is_some_and(|w| w.dtype() == DType::F32);
+    let flag = |on: bool, bit: u32| if on { bit } else { 0 };
+    Ok(Params {
+        graph,
+        x,
+        weights: gather.weights.map_or(Ok(0), Tensor::address)?,
+        arg: gather.picked.map_or(Ok(0), Tensor::address)?,
+        degrees,
+        y: 0,
+        picked: 0,
+        partial: 0,
+        partial_arg: 0,
+        f: f as u64,
+        d: d as u64,
+        heads: heads as u32,
+        lanes: lanes(d.div_ceil(unit(gather.x.dtype(), vector))),
+        target: 0,
+        flags: flag(vector, VECTOR)
+            | flag(matches!(gather.divide, Divide::Row), MEAN)
+            | flag(deal.split, SPLIT)
+            | flag(wide_weights, WIDE_WEIGHTS)
+            | flag(wide_degrees, WIDE_DEGREES),
+    })
+}
+
+/// Columns of a lane: 16 bytes, or four.
+pub(crate) fn unit(dtype: DType, vector: bool) -> usize {
+    if vector { pack(dtype) } else { 4 }
+}
+
+/// Tiles of columns that a head is cut into.
+pub(crate) fn tiles(d: usize, lanes: u32, dtype: DType, vector: bool) -> u64 {
+    d.div_ceil(lanes as usize * unit(dtype, vector)) as u64
+}
+
+/// The walk, and the join where rows are cut.
+fn plan(gather: &Gather, deal: &Deal, params: &Params, [walk, join]: [&PerDType; 2]) -> Result<Plan> {
+    let dtype = gather.x.dtype();
+    let vector = params.flags & VECTOR != 0;
+    let work = deal.chunks * params.heads as u64 * tiles(params.d as usize, params.lanes, dtype, vector);
+    let spec = |kernel: KernelId| -> LaunchSpec {
+        let teams = u64::from(kernel.row().threads / params.lanes);
+        launch(kernel, blocks(work, teams), params)
+    };
+    let mut plan = Plan::from_iter([spec(by_dtype(OP, dtype, walk)?)]);
+    if deal.split {
+        plan.push(spec(by_dtype(OP, dtype, join)?));
+    }
+    Ok(plan)
+}
