@@ -67,12 +67,12 @@ struct Rows {
         if constexpr (BACKWARD) {
             state.y += other.y;
         } else {
-            // NaN and +∞ make the sum NaN: exp(∞ - ∞) is one.
-            const float most = fmaxf(state.x, other.x);
-            if (most == -INFINITY) {
+            // Two of -∞ have no distance. NaN and +∞ make the sum NaN.
+            if (state.x == -INFINITY && other.x == -INFINITY) {
                 state.y += other.y;
                 return;
             }
+            const float most = fmaxf(state.x, other.x);
             state.y = state.y * expf(state.x - most) + other.y * expf(other.x - most);
             state.x = most;
         }

@@ -224,7 +224,11 @@ fn large_inputs_are_refused_or_read_in_bounded_time_and_memory() {
 
     let head = "%%MatrixMarket matrix coordinate pattern general";
     bounded("nodes alone", checks::matrix_market, format!("{head}\n262000 262000 0\n").into());
-    bounded("many entries", checks::matrix_market, format!("{head}\n1 1 1000000\n{}", "1 1\n".repeat(1_000_000)).into());
+    bounded(
+        "many entries",
+        checks::matrix_market,
+        format!("{head}\n1 1 1000000\n{}", "1 1\n".repeat(1_000_000)).into(),
+    );
     bounded("many edges", checks::edge_list, "0 1\n".repeat(1_000_000).into());
     bounded("blank lines", checks::edge_list, "\n".repeat(10_000_000).into());
 

@@ -54,7 +54,7 @@ pub(crate) trait Product: Copy + Send + Sync + 'static {
     /// `out = keep · out + scale · lhs · rhs`. With `keep` absent, `out` is not read.
     ///
     /// # Safety
-    /// The shapes agree and every stride stays inside its slice; [`gemm`] checks both.
+    /// The shapes agree and every stride stays inside its slice; [`checked`] sees to both.
     unsafe fn product(
         out: MatMut<'_, Self>,
         keep: Option<Self>,
@@ -88,6 +88,7 @@ macro_rules! product {
                     return out.data.iter_mut().for_each(|v| *v = keep.map_or(0.0, |keep| keep * *v));
                 }
                 // SAFETY: 1. `gemm` has checked that shapes agree and that strides stay inside the slices; 2. `out` is an
+                // SAFETY: 1. `checked` has seen that shapes agree and that strides stay inside the slices; 2. `out` is an
                 // exclusive borrow, so it overlaps neither operand; 3. strides are below isize::MAX, as slice lengths are.
                 unsafe {
                     $function()(
@@ -120,7 +121,7 @@ macro_rules! product {
 product!(f32, gemm_f32::gemm::f32::get_gemm_fn);
 product!(f64, gemm_f64::gemm::f64::get_gemm_fn);
 
-/// `out = keep · out + scale · lhs · rhs`.
+/// `out = keep · out + scale · lhs · rhs`, on several threads when that pays.
 ///
 /// # Panics
 /// On shapes that disagree: callers are this crate's ops, whose descriptions have validated them.

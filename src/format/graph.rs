@@ -36,7 +36,9 @@ pub fn parse_matrix_market(path: &Path, bytes: &[u8]) -> Result<Adjacency> {
     let mut lines = Lines::of(path, bytes)?;
     let header = lines.next().unwrap_or_default();
     let form = Form::parse(header).ok_or_else(|| {
-        lines.bad("is no header `%%MatrixMarket matrix coordinate real|integer|pattern general|symmetric|skew-symmetric`")
+        lines.bad(
+            "is no header `%%MatrixMarket matrix coordinate real|integer|pattern general|symmetric|skew-symmetric`",
+        )
     })?;
     let size = lines.next_entry(b"%").ok_or_else(|| lines.bad("ends before the line of sizes"))?;
     let sizes: Vec<usize> = size.split_ascii_whitespace().map_while(|w| w.parse().ok()).collect();
@@ -124,7 +126,11 @@ impl Form {
         let known = matches!(kind, "real" | "integer" | "pattern")
             && matches!(symmetry, "general" | "symmetric" | "skew-symmetric")
             && !(kind == "pattern" && symmetry == "skew-symmetric");
-        known.then(|| Form { values: kind != "pattern", half: symmetry != "general", skew: symmetry == "skew-symmetric" })
+        known.then(|| Form {
+            values: kind != "pattern",
+            half: symmetry != "general",
+            skew: symmetry == "skew-symmetric",
+        })
     }
 }
 

@@ -59,11 +59,7 @@ impl Adjacency {
 
     /// From a list of edges (destination, source) in any order. Those of a row are sorted by source; parallel edges stay, in the
     /// order of the list.
-    pub fn from_edges(
-        (rows, cols): (usize, usize),
-        edges: &[(usize, usize)],
-        values: Option<&[f32]>,
-    ) -> Result<Self> {
+    pub fn from_edges((rows, cols): (usize, usize), edges: &[(usize, usize)], values: Option<&[f32]>) -> Result<Self> {
         if let Some(e) = edges.iter().position(|&(i, j)| i >= rows || j >= cols) {
             let expected = format!("pairs below ({rows}, {cols})");
             return Err(Error::value(OP, "edges", expected, at(format!("{:?}", edges[e]), e)));
@@ -168,7 +164,9 @@ impl Adjacency {
     pub fn require_simple(self) -> Result<Self> {
         match (0..self.rows).find(|&i| self.neighbours(i).windows(2).any(|w| w[0] >= w[1])) {
             None => Ok(self),
-            Some(i) => Err(Error::value(OP, "indices", "sources that rise within each row", format!("not so in row {i}"))),
+            Some(i) => {
+                Err(Error::value(OP, "indices", "sources that rise within each row", format!("not so in row {i}")))
+            }
         }
     }
 

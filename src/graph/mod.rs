@@ -20,6 +20,6 @@ mod normalise;
 mod tests;
 
 pub use adjacency::Adjacency;
-pub use csr::{Csr, Ints, Width};
 pub(crate) use csr::Pattern;
+pub use csr::{Csr, Ints, Width};
 pub use normalise::Normalisation;

@@ -667,6 +667,35 @@ const GRAPH_ATTENTION: Family = Family {
     ],
 };
 
+/// The tile kernels take 128 threads, those of rows 256.
+const fn cosine_tile(symbol: &'static str) -> Row {
+    Row { symbol, threads: 128, shared_bytes: 0, max_registers: 128 }
+}
+
+const COSINE_GRAPH: Family = Family {
+    source: "cosine_graph.cu",
+    class: Class::Portable,
+    defines: &[
+        ("COSINE_GRAPH_THREADS", 128),
+        ("COSINE_GRAPH_ROW_THREADS", 256),
+        ("COSINE_GRAPH_TILE", 64),
+        ("COSINE_GRAPH_STEP", 16),
+    ],
+    kernels: &[
+        plain("cosine_graph_count_u32_w32_sm80", 32),
+        plain("cosine_graph_fill_u32_w32_sm80", 32),
+        plain("cosine_graph_norms_f32_t256_sm80", 40),
+        cosine_tile("cosine_graph_mask_f32_64x64x16_sm80"),
+        plain("cosine_graph_weights_f32_w32_sm80", 48),
+        plain("cosine_graph_norms_f16_t256_sm80", 40),
+        cosine_tile("cosine_graph_mask_f16_64x64x16_sm80"),
+        plain("cosine_graph_weights_f16_w32_sm80", 48),
+        plain("cosine_graph_norms_bf16_t256_sm80", 40),
+        cosine_tile("cosine_graph_mask_bf16_64x64x16_sm80"),
+        plain("cosine_graph_weights_bf16_w32_sm80", 48),
+    ],
+};
+
 pub const FAMILIES: &[Family] = &[
     ACTIVATION,
     ADAMW,
@@ -684,6 +713,7 @@ pub const FAMILIES: &[Family] = &[
     BLOCK_SPARSE_HOPPER_128,
     COLUMN_GATE,
     COLUMN_SUM,
+    COSINE_GRAPH,
     CROSS_ENTROPY,
     EDGE_SOFTMAX,
     EMBEDDING,

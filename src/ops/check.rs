@@ -6,6 +6,7 @@ use crate::autograd::{Grads, Tape, Var};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::Result;
+use crate::graph::Adjacency;
 use crate::tensor::{ParamSet, Tensor};
 use crate::testing::{integers, normal};
 
@@ -123,4 +124,53 @@ pub(crate) fn forward(inputs: &[&Tensor], function: impl Fn(&mut Tape, &[Var]) -
     let mut tape = Tape::inference(&params(DType::F32));
     let vars: Vec<Var> = inputs.iter().map(|&t| Var::constant(t.clone())).collect();
     Ok(function(&mut tape, &vars)?.tensor().clone())
+}
+
+/// The CPU, and the emulated device where this build has one.
+pub(crate) fn devices() -> Vec<Device> {
+    let mut devices = vec![Device::cpu()];
+    if cfg!(all(feature = "emulator", graftwork_kernels)) {
+        devices.push(Device::emulated("sm_80").unwrap());
+    }
+    devices
+}
+
+/// As [`run`], on a device that the inputs and the gradient are copied to.
+pub(crate) fn run_on(
+    device: &Device,
+    inputs: &[&Tensor],
+    dy: &Tensor,
+    function: impl Fn(&mut Tape, &[Var]) -> Result<Var>,
+) -> (Vec<f64>, Vec<Vec<f64>>) {
+    let params = ParamSet::none(device, dy.dtype()).unwrap();
+    let mut tape = Tape::deterministic(&params);
+    let vars: Vec<Var> = inputs.iter().map(|&t| tape.input(t.to_device(device).unwrap())).collect();
+    let y = function(&mut tape, &vars).unwrap();
+    let dy = dy.reshape(y.dims()).unwrap().to_device(device).unwrap();
+    let done = tape.backward_with(&y, dy, &mut Grads::zeros(&params).unwrap()).unwrap();
+    let gradients = vars.iter().map(|v| done.input_gradient(v).unwrap().to_f64_vec().unwrap()).collect();
+    (y.tensor().to_f64_vec().unwrap(), gradients)
+}
+
+/// Values as `dtype` holds them.
+pub(crate) fn rounded(values: &[f64], dtype: DType) -> Vec<f64> {
+    let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
+    Tensor::from_f32(&Device::cpu(), &[values.len()], &values, dtype).unwrap().to_f64_vec().unwrap()
+}
+
+/// A graph without edges, a small one with an empty row, one of short rows, and one whose long rows are cut on a GPU.
+pub(crate) fn graphs() -> Vec<Adjacency> {
+    let random = |name: &str, len: usize, n: usize| -> Vec<usize> {
+        integers(name, len, 1 << 20).iter().map(|v| (v + (1 << 20) as f32) as usize % n).collect()
+    };
+    let short: Vec<(usize, usize)> =
+        random("short to", 160, 60).into_iter().zip(random("short from", 160, 30)).collect();
+    let hub = |i: usize, n: usize| random(&format!("hub {i}"), n, 50).into_iter().map(move |j| (i, j));
+    let long: Vec<(usize, usize)> = hub(0, 300).chain(hub(1, 2)).chain(hub(4, 900)).chain(hub(6, 45)).collect();
+    vec![
+        Adjacency::empty(3, 4),
+        Adjacency::from_edges((4, 5), &[(0, 1), (0, 4), (1, 0), (3, 2), (3, 3), (3, 1)], None).unwrap(),
+        Adjacency::from_edges((60, 30), &short, None).unwrap(),
+        Adjacency::from_edges((9, 50), &long, None).unwrap(),
+    ]
 }

@@ -43,6 +43,22 @@ pub(crate) fn sum_pair<T: Real>(a: &[T], b: &[T], c: &[T], term: impl Fn(T, T, T
     (fold(first, |a, b| a + b), fold(second, |a, b| a + b))
 }
 
+/// `Σ a[i] · b[i]`, ordered as in [`sum`].
+#[inline(always)]
+pub(crate) fn dot<T: Real>(a: &[T], b: &[T]) -> T {
+    let mut sums = [T::of(0.0); LANES];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
+        for i in 0..LANES {
+            sums[i] += a[i] * b[i];
+        }
+    }
+    for (i, (&a, &b)) in a_rest.iter().zip(b_rest).enumerate() {
+        sums[i] += a * b;
+    }
+    fold(sums, |a, b| a + b)
+}
+
 /// Joins the upper half to the lower until one is left: steps that do not wait for one another. N is a power of two.
 #[inline(always)]
 pub(crate) fn fold<T: Copy, const N: usize>(mut lanes: [T; N], join: impl Fn(T, T) -> T) -> T {
@@ -68,6 +84,7 @@ mod tests {
             let plain: f32 = v.iter().sum();
             assert_eq!(sum(&v, |x| x), plain);
             let squares: f32 = v.iter().map(|x| x * x).sum();
+            assert_eq!(dot(&v, &v), squares);
             assert_eq!(sum_pair(&v, &v, &v, |a, b, c| (a * b, c)), (squares, plain));
         }
     }

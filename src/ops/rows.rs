@@ -116,8 +116,10 @@ pub(crate) fn for_graph_rows<A: Send, B: Send>(
             #[inline(always)]
             || {
                 for row in first..last {
-                    let (a_row, a_next) = a_rest.split_at_mut((a.begins)(row + 1) - (a.begins)(row));
-                    let (b_row, b_next) = b_rest.split_at_mut((b.begins)(row + 1) - (b.begins)(row));
+                    let (a_row, a_next) =
+                        std::mem::take(&mut a_rest).split_at_mut((a.begins)(row + 1) - (a.begins)(row));
+                    let (b_row, b_next) =
+                        std::mem::take(&mut b_rest).split_at_mut((b.begins)(row + 1) - (b.begins)(row));
                     (a_rest, b_rest) = (a_next, b_next);
                     body(row, a_row, b_row);
                 }
@@ -136,8 +138,8 @@ pub(crate) fn for_graph_rows<A: Send, B: Send>(
         let wanted = offsets.at(first) + first + share;
         // The rows whose ends come before `wanted`, and at least one.
         let last = bisect(first + 1, rows, |row| offsets.at(row) + row < wanted);
-        let (a_own, a_next) = a_rest.split_at_mut((a.begins)(last) - (a.begins)(first));
-        let (b_own, b_next) = b_rest.split_at_mut((b.begins)(last) - (b.begins)(first));
+        let (a_own, a_next) = std::mem::take(&mut a_rest).split_at_mut((a.begins)(last) - (a.begins)(first));
+        let (b_own, b_next) = std::mem::take(&mut b_rest).split_at_mut((b.begins)(last) - (b.begins)(first));
         (a_rest, b_rest) = (a_next, b_next);
         groups.push((first, last, a_own, b_own));
         first = last;

@@ -80,6 +80,12 @@ impl Vit {
 
     /// `pixels [b, c, image, image]` to logits `[b, labels]`.
     pub fn forward(&self, tape: &mut Tape, pixels: &Var) -> Result<Var> {
+        let embedded = self.embed(tape, pixels)?;
+        self.classifier.forward(tape, &embedded)
+    }
+
+    /// `pixels [b, c, image, image]` to what the classifier reads, `[b, hidden]`.
+    pub fn embed(&self, tape: &mut Tape, pixels: &Var) -> Result<Var> {
         let mut x = patch_embedding(
             tape,
             pixels,
@@ -95,8 +101,7 @@ impl Vit {
         }
         // Norm works on each token alone, and only the class token is read: pool first.
         let pooled = pool(tape, &x, Pooling::ClassToken)?;
-        let normed = self.norm.forward(tape, &pooled)?;
-        self.classifier.forward(tape, &normed)
+        self.norm.forward(tape, &pooled)
     }
 
     /// Numbers in the frozen trunk, classifier included.

@@ -4,8 +4,8 @@ use super::{Desc, OP, Operands, Slopes};
 use crate::error::Result;
 use crate::graph::{Csr, Ints};
 use crate::ops::host::{In, Out, Real};
+use crate::ops::lanes::dot;
 use crate::ops::rows::{RowSlices, for_graph_rows};
-use crate::ops::sddmm::dot;
 use crate::tensor::Tensor;
 
 #[inline(always)]

@@ -85,7 +85,6 @@ pub fn edges(desc: &Desc, graph: &Csr, operands: &Operands, slopes: &Slopes) -> 
     slopes.dy.device().run(&Plan::from_iter([launch(kernel, blocks, &params)]))
 }
 
-
 fn params(desc: &Desc, graph: &Csr, operands: &Operands, deal: &Deal, others: &[u64]) -> Result<Params> {
     let d = desc.f / desc.heads;
     let x = operands.x.address()?;

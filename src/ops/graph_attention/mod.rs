@@ -94,14 +94,7 @@ const RIGHT: usize = 1;
 const X: usize = 2;
 
 /// `y = Σ softmax(leaky(left + right)) x` over edges; see the module for shapes and errors.
-pub fn graph_attention(
-    tape: &mut Tape,
-    graph: &Csr,
-    left: &Var,
-    right: &Var,
-    x: &Var,
-    slope: f64,
-) -> Result<Var> {
+pub fn graph_attention(tape: &mut Tape, graph: &Csr, left: &Var, right: &Var, x: &Var, slope: f64) -> Result<Var> {
     let desc = Desc::new(graph, left.tensor(), right.tensor(), x.tensor(), slope)?;
     let device = x.tensor().device();
     let y = Tensor::empty(device, &[desc.v, desc.f], desc.dtype)?;

@@ -5,11 +5,8 @@ use crate::autograd::Target;
 use crate::error::Result;
 use crate::graph::Ints;
 use crate::ops::host::{In, Out, Real};
-use crate::ops::lanes::fold;
+use crate::ops::lanes::dot;
 use crate::ops::rows::{RowSlices, for_graph_rows, nothing};
-
-/// Running sums side by side.
-const LANES: usize = 16;
 
 pub fn dots<T: Real>(pairs: &Pairs, target: &Target) -> Result<()> {
     let pattern = pairs.pattern;
@@ -55,19 +52,4 @@ pub fn dots<T: Real>(pairs: &Pairs, target: &Target) -> Result<()> {
         },
     );
     out.finish()
-}
-
-#[inline(always)]
-pub(crate) fn dot<T: Real>(a: &[T], b: &[T]) -> T {
-    let mut sums = [T::of(0.0); LANES];
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    for (a, b) in a.iter().zip(b) {
-        for i in 0..LANES {
-            sums[i] += a[i] * b[i];
-        }
-    }
-    for (i, (&a, &b)) in a_rest.iter().zip(b_rest).enumerate() {
-        sums[i] += a * b;
-    }
-    fold(sums, |a, b| a + b)
 }

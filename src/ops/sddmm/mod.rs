@@ -83,8 +83,7 @@ const B: usize = 1;
 pub fn sddmm(tape: &mut Tape, graph: &Csr, a: &Var, b: &Var, heads: usize) -> Result<Var> {
     let desc = Desc::new(graph, a.tensor(), b.tensor(), heads)?;
     let s = Tensor::empty(a.tensor().device(), &[desc.e, heads], desc.dtype)?;
-    let pairs =
-        Pairs { pattern: graph.pattern(), heads, a: a.tensor(), b: b.tensor(), mean: false, picked: None };
+    let pairs = Pairs { pattern: graph.pattern(), heads, a: a.tensor(), b: b.tensor(), mean: false, picked: None };
     dots_into(&pairs, &Target { tensor: s.clone(), accumulate: false })?;
     Ok(tape.record(s, &[a, b], |wants| Node {
         heads,

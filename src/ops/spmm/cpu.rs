@@ -91,9 +91,9 @@ pub fn sum<T: Real>(gather: &Gather, target: &Target) -> Result<()> {
                         let s = operands.factor(e, j, head);
                         let from = &x[j * f + column..][..y.len()];
                         match &picked {
-                            Some(picked) => add_picked(&mut sums, from, s, |c| {
-                                picked.at(j * f + column + c) == operands.number(e)
-                            }),
+                            Some(picked) => {
+                                add_picked(&mut sums, from, s, |c| picked.at(j * f + column + c) == operands.number(e))
+                            }
                             None => add_all(&mut sums, from, s),
                         }
                     }

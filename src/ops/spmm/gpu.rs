@@ -2,7 +2,7 @@
 
 use super::{By, Divide, Gather, OP, Reduce};
 use crate::autograd::Target;
-use crate::device::{Plan, LaunchSpec};
+use crate::device::{LaunchSpec, Plan};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::KernelId;

@@ -1,9 +1,10 @@
 //! What is timed: the calls that `verify` judges, at sizes of real use, with the work that no implementation can avoid.
 
 use graftwork::ops::norm::Kind;
-use graftwork::ops::{Activation, CrossEntropyOptions, Pooling};
+use graftwork::ops::{Activation, CrossEntropyOptions, Pooling, Reduce};
 use graftwork::ops::{
-    activation, attention, cross_entropy, embedding, frozen_linear, linear, norm, patch_embedding, pool, scale_add,
+    activation, attention, cross_entropy, edge_softmax, embedding, frozen_linear, graph_attention, linear, norm,
+    patch_embedding, pool, scale_add, sddmm, spmm,
 };
 use graftwork::{DType, Device, Result};
 
@@ -12,6 +13,7 @@ use crate::verify::case::{Case, Judge};
 use crate::verify::cases;
 use cases::attention::Form;
 use cases::gate::Form as Gate;
+use cases::graph::Shape;
 use cases::tokens::Image;
 
 /// One pass's unavoidable work, and what it is measured against.
@@ -175,6 +177,16 @@ pub fn all(dtype: DType) -> Vec<Entry> {
         entry(Small, t.cross_entropy(32, 5)),
         entry(Model, t.cross_entropy(256, 32_000)),
         entry(Small, t.adamw(8_192)),
+        entry(Digits, t.spmm(Shape(1000, 1000, 8, 0), 64, Reduce::Sum)),
+        entry(Model, t.spmm(Shape(100_000, 100_000, 16, 0), 64, Reduce::Sum)),
+        entry(Model, t.spmm(Shape(100_000, 100_000, 16, 0), 64, Reduce::Max)),
+        entry(Gpu, t.spmm(Shape(2_000_000, 2_000_000, 16, 0), 128, Reduce::Sum)),
+        entry(Gpu, t.spmm(Shape(2_000_000, 2_000_000, 16, 1_000_000), 128, Reduce::Sum)),
+        entry(Model, t.sddmm(Shape(100_000, 100_000, 16, 0), 64)),
+        entry(Model, t.edge_softmax(Shape(100_000, 100_000, 16, 0), 8)),
+        entry(Gpu, t.edge_softmax(Shape(2_000_000, 2_000_000, 16, 1_000_000), 4)),
+        entry(Model, t.graph_attention(Shape(100_000, 100_000, 16, 0), 64, 4)),
+        entry(Digits, t.adamw(8_192)),
         entry(Model, t.adamw(2_000_000)),
     ]
 }
@@ -347,6 +359,45 @@ impl Table {
             case: cases::loss::entropy((m, c), DType::I64, options, false),
             forward: Cost::copy(desc.flops(), desc.bytes()),
             backward: Cost::copy(desc.flops(), 2 * product(&[m, c]) * self.size),
+        }
+    }
+
+    /// What is gathered, with no row found in a cache; backward gathers for x and for the weights.
+    fn spmm(&self, shape: Shape, f: usize, reduce: Reduce) -> Subject {
+        let desc = spmm::Desc { v: shape.0, e: shape.edges(), f, heads: 1, reduce, dtype: self.dtype };
+        Subject::Call {
+            case: cases::graph::summed(shape, f, 1, reduce, Judge::Bound),
+            forward: Cost::copy(desc.flops(), desc.bytes()),
+            backward: Cost::copy(2 * desc.flops(), 2 * desc.bytes()),
+        }
+    }
+
+    fn sddmm(&self, shape: Shape, f: usize) -> Subject {
+        let desc = sddmm::Desc { v: shape.0, e: shape.edges(), f, heads: 1, dtype: self.dtype };
+        Subject::Call {
+            case: cases::graph::dotted(shape, f, 1, Judge::Bound),
+            forward: Cost::copy(desc.flops(), desc.bytes()),
+            backward: Cost::copy(2 * desc.flops(), 2 * desc.bytes()),
+        }
+    }
+
+    fn edge_softmax(&self, shape: Shape, heads: usize) -> Subject {
+        let desc = edge_softmax::Desc { v: shape.0, e: shape.edges(), heads, dtype: self.dtype };
+        Subject::Call {
+            case: cases::graph::softened(shape, heads),
+            forward: Cost::copy(desc.flops(), desc.bytes()),
+            backward: Cost::copy(desc.flops(), desc.bytes() / 2 * 3),
+        }
+    }
+
+    /// Backward gathers rows of x for the edges, then rows of dy.
+    fn graph_attention(&self, shape: Shape, f: usize, heads: usize) -> Subject {
+        let (e, slope) = (shape.edges(), 0.2);
+        let desc = graph_attention::Desc { v: shape.0, e, f, heads, slope, dtype: self.dtype };
+        Subject::Call {
+            case: cases::graph::attended(shape, f, heads),
+            forward: Cost::copy(desc.flops(), desc.bytes()),
+            backward: Cost::copy(2 * desc.flops(), 2 * desc.bytes()),
         }
     }
 

@@ -5,6 +5,7 @@ pub mod attention;
 pub mod block_sparse;
 pub mod elementwise;
 pub mod gate;
+pub mod graph;
 pub mod linear;
 pub mod loss;
 pub mod norm;
@@ -24,6 +25,7 @@ pub fn all() -> Vec<Case> {
         loss::all,
         adamw::all,
         block_sparse::all,
+        graph::all,
     ];
     families.into_iter().flat_map(|family| family()).collect()
 }
