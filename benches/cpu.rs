@@ -8,12 +8,14 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use graftwork::adapters::{HeadInit, LoraConfig, train_head};
 use graftwork::autograd::{Grads, Tape, Var};
+use graftwork::graph::{Adjacency, Csr};
 use graftwork::models::vit::Vit;
 use graftwork::ops::{
-    Activation, AttentionOptions, CrossEntropyOptions, LowRank, activation, attention, cross_entropy, frozen_linear,
-    layer_norm, scale_add,
+    Activation, AttentionOptions, CosineOptions, CrossEntropyOptions, LowRank, Reduce, activation, attention,
+    cosine_graph, cross_entropy, frozen_linear, layer_norm, scale_add, spmm,
 };
 use graftwork::optim::{AdamW, AdamWConfig};
+use graftwork::rng::Stream;
 use graftwork::tensor::{FrozenWeight, ParamSet, ParamSetBuilder};
 use graftwork::testing::{bare_product, normal};
 use graftwork::{DType, Device, Tensor};
@@ -139,6 +141,47 @@ fn loss(c: &mut Criterion) {
     group.finish();
 }
 
+/// Sums over 16 random edges a node beside a copy of as many bytes as they gather, and the graph of similar rows beside the bare product of
+/// all rows with all rows, of which it computes one half.
+fn graphs(c: &mut Criterion) {
+    let params = no_params();
+    let mut group = c.benchmark_group("graph_forward");
+    group.sample_size(10);
+    let (v, degree, f) = (100_000, 16, 64);
+    let dice = Stream::named(0, 0, "bench graph");
+    let edges: Vec<(usize, usize)> = (0..v * degree).map(|e| (e / degree, dice.bits(e as u64) as usize % v)).collect();
+    let graph = Csr::new(&Adjacency::from_edges((v, v), &edges, None).unwrap(), &Device::cpu()).unwrap();
+    let x = constant("x", &[v, f]);
+    let shape = format!("{v} nodes, degree {degree}, f={f}");
+    bare_copy(&mut group, &shape, v * (degree + 1) * f * size_of::<f32>());
+    for reduce in [Reduce::Sum, Reduce::Max] {
+        group.bench_function(BenchmarkId::new(format!("spmm {reduce:?}"), &shape), |bench| {
+            bench.iter(|| spmm(&mut Tape::inference(&params), &graph, &x, None, reduce).unwrap());
+        });
+    }
+    group.finish();
+
+    let mut group = c.benchmark_group("cosine_graph");
+    group.sample_size(10);
+    let (n, f) = (20_000, 128);
+    let shape = format!("{n}x{f}");
+    let rows = tensor("rows", &[n, f]);
+    // A band of rows at a time, so that the bare product needs no n x n matrix either.
+    let (band, values) = (2000, rows.to_f32_vec().unwrap());
+    let mut out = vec![0.0f32; band * n];
+    group.bench_function(BenchmarkId::new("bare gemm", &shape), |bench| {
+        bench.iter(|| {
+            for x in values.chunks(band * f) {
+                bare_product([band, n, f], black_box(x), &values, &mut out).unwrap();
+            }
+        });
+    });
+    group.bench_function(BenchmarkId::new("cosine_graph", &shape), |bench| {
+        bench.iter(|| cosine_graph(&rows, &CosineOptions::default()).unwrap());
+    });
+    group.finish();
+}
+
 /// One step of the main job: the shipped trunk, LoRA of rank 8 on q and v (the default), batch 32; forward, backward, AdamW.
 fn training(c: &mut Criterion) {
     const BATCH: usize = 32;
@@ -181,6 +224,6 @@ fn training(c: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(500));
-    targets = linear, memory_bound, attend, loss, training
+    targets = linear, memory_bound, attend, loss, graphs, training
 }
 criterion_main!(benches);

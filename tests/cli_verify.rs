@@ -56,6 +56,11 @@ fn verify_accepts_the_cpu_and_lists_every_row() {
     for op in ["attention", "scale_add", "scale", "embedding", "patch_embedding", "cross_entropy", "adamw"] {
         assert!(ops.contains(op), "{op}");
     }
+    for op in
+        ["spmm_sum", "spmm_mean", "spmm_max", "spmm_min", "sddmm", "edge_softmax", "graph_attention", "cosine_graph"]
+    {
+        assert!(ops.contains(op), "{op}");
+    }
     assert!(ops.contains("pool_mean") && ops.contains("pool_class_token"));
 
     let controls = report["controls"].as_array().unwrap();

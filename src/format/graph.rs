@@ -223,7 +223,7 @@ mod tests {
         // From 0 to 2: it arrives at 2.
         let g = list("# from to\r\n0 2 0.5\r\n1,\t0,1\r\n").unwrap();
         assert_eq!((g.rows(), g.neighbours(2), g.value(1)), (3, &[0][..], 0.5));
-        assert_eq!(list("").unwrap(), Adjacency::empty(0, 0));
+        assert_eq!(list("").unwrap(), Adjacency::empty(0, 0).unwrap());
     }
 
     #[test]

@@ -26,7 +26,8 @@ impl Adjacency {
         indices: Vec<usize>,
         values: Option<Vec<f32>>,
     ) -> Result<Self> {
-        if rows.checked_add(1) != Some(offsets.len()) {
+        require_countable(rows, cols)?;
+        if offsets.len() != rows + 1 {
             return Err(Error::shape(OP, "offsets", format!("one more than {rows} rows"), &[offsets.len()]));
         }
         let edges = indices.len();
@@ -53,13 +54,15 @@ impl Adjacency {
     }
 
     /// No edges.
-    pub fn empty(rows: usize, cols: usize) -> Self {
-        Adjacency { rows, cols, offsets: vec![0; rows + 1], indices: Vec::new(), values: None }
+    pub fn empty(rows: usize, cols: usize) -> Result<Self> {
+        require_countable(rows, cols)?;
+        Ok(Adjacency { rows, cols, offsets: vec![0; rows + 1], indices: Vec::new(), values: None })
     }
 
     /// From a list of edges (destination, source) in any order. Those of a row are sorted by source; parallel edges stay, in the
     /// order of the list.
     pub fn from_edges((rows, cols): (usize, usize), edges: &[(usize, usize)], values: Option<&[f32]>) -> Result<Self> {
+        require_countable(rows, cols)?;
         if let Some(e) = edges.iter().position(|&(i, j)| i >= rows || j >= cols) {
             let expected = format!("pairs below ({rows}, {cols})");
             return Err(Error::value(OP, "edges", expected, at(format!("{:?}", edges[e]), e)));
@@ -213,6 +216,13 @@ impl Adjacency {
         }
         out
     }
+}
+
+/// More nodes than this have no place in memory, and their offsets could not be counted.
+const MOST_NODES: usize = 1 << 40;
+
+fn require_countable(rows: usize, cols: usize) -> Result<()> {
+    if rows.max(cols) <= MOST_NODES { Ok(()) } else { Err(Error::SizeOverflow { op: OP, dims: vec![rows, cols] }) }
 }
 
 fn at(what: impl std::fmt::Display, place: usize) -> String {

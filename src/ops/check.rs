@@ -168,7 +168,7 @@ pub(crate) fn graphs() -> Vec<Adjacency> {
     let hub = |i: usize, n: usize| random(&format!("hub {i}"), n, 50).into_iter().map(move |j| (i, j));
     let long: Vec<(usize, usize)> = hub(0, 300).chain(hub(1, 2)).chain(hub(4, 900)).chain(hub(6, 45)).collect();
     vec![
-        Adjacency::empty(3, 4),
+        Adjacency::empty(3, 4).unwrap(),
         Adjacency::from_edges((4, 5), &[(0, 1), (0, 4), (1, 0), (3, 2), (3, 3), (3, 1)], None).unwrap(),
         Adjacency::from_edges((60, 30), &short, None).unwrap(),
         Adjacency::from_edges((9, 50), &long, None).unwrap(),

@@ -25,7 +25,7 @@ impl Reference {
     /// No edges but from each node to itself.
     pub fn without_edges(features: Tensor) -> Result<Self> {
         let n = features.rows();
-        let graph = Adjacency::empty(n, n).with_self_loops()?;
+        let graph = Adjacency::empty(n, n)?.with_self_loops()?;
         // Nothing is more similar than the same, so a query finds no neighbour either.
         Ok(Reference { features, options: CosineOptions { threshold: 1.0, ..CosineOptions::default() }, graph })
     }

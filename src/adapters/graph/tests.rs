@@ -38,7 +38,7 @@ fn without_edges_a_convolution_is_a_linear_layer_and_on_a_complete_graph_rows_ar
             linear(tape, &x, &w, Some(&b)).unwrap().tensor().to_f32_vec().unwrap()
         };
         let want = dense(&mut tape);
-        let alone = csr(&Adjacency::empty(5, 5).with_self_loops().unwrap());
+        let alone = csr(&Adjacency::empty(5, 5).unwrap().with_self_loops().unwrap());
         close(&conv.forward(&mut tape, &alone, &x).unwrap().tensor().to_f32_vec().unwrap(), &want);
         let full: Vec<(usize, usize)> = (0..25).map(|e| (e / 5, e % 5)).collect();
         let full = csr(&Adjacency::from_edges((5, 5), &full, None).unwrap());

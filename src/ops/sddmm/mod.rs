@@ -11,7 +11,7 @@
 //! | `b` | `[columns of the graph, f]` | as a |
 //! | `s` | `[e, h]`, h dividing f | as a |
 //!
-//! Backward: `da[i] = Σ_{e: j → i} ds_e b[j]` and `db[j] = Σ_{e: j → i} ds_e a[i]`, both sums over edges as in [`super::spmm`]. Kept for it: b only if a
+//! Backward: `da[i] = Σ_{e: j → i} ds_e b[j]` and `db[j] = Σ_{e: j → i} ds_e a[i]`, both sums over edges as in [`spmm`](super::spmm()). Kept for it: b only if a
 //! learns, and the reverse.
 //!
 //! Cost: `2·e·f` floating-point operations; e rows of b are gathered. The gradient of a sum's weights is this op.

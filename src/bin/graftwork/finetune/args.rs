@@ -110,6 +110,8 @@ pub struct Args {
     pub json: Option<PathBuf>,
     #[command(flatten)]
     pub methods: methods::Options,
+    #[command(flatten)]
+    pub graph: tasks::graph::GraphOptions,
     /// Options that stand on the command line, as opposed to defaults; see [`Args::note_given`]
     #[arg(skip)]
     pub given: Vec<String>,

@@ -36,6 +36,9 @@ const INTERRUPTED: u8 = 130;
 pub fn run(args: &Args) -> Result<ExitCode> {
     let device = device::open(args.device.as_deref())?;
     let entry = tasks::by_name(&args.task)?;
+    if let Some(study) = entry.study {
+        return study(args, &device);
+    }
     let task = (entry.open)(args.data.as_deref().unwrap_or(Path::new(entry.data)))?;
     say!("{}: {}; trunk {}; device {}", task.title(), task.about(), args.trunk()?.display(), device.name());
     for path in args.json.iter().chain(&args.plot) {

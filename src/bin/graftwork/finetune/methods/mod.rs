@@ -3,6 +3,7 @@
 
 mod adapter;
 mod block_sparse;
+mod ga_net;
 mod linear_probe;
 mod lora;
 mod moment;
@@ -37,6 +38,7 @@ pub const ALL: &[Entry] = &[
     sparse_adapter::ENTRY,
     sora::ENTRY,
     s2ft::ENTRY,
+    ga_net::ENTRY,
     linear_probe::ENTRY,
 ];
 

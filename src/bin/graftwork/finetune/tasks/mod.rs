@@ -2,8 +2,10 @@
 //! Training, checkpoints, report and plots are the same for all.
 
 mod digits;
+pub mod graph;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use graftwork::adapters::Trunk;
 use graftwork::autograd::{Tape, Var};
@@ -11,7 +13,9 @@ use graftwork::rng::Stream;
 use graftwork::tensor::{ParamSet, ParamSetBuilder};
 use graftwork::{DType, Device, Error, Result};
 
-pub const ALL: &[Entry] = &[digits::ENTRY];
+use super::Args;
+
+pub const ALL: &[Entry] = &[digits::ENTRY, graph::ENTRY];
 
 /// What tells one task from another before it is opened.
 pub struct Entry {
@@ -24,6 +28,8 @@ pub struct Entry {
     pub data: &'static str,
     /// Reads the data from a directory.
     pub open: fn(&Path) -> Result<Box<dyn Task>>,
+    /// Runs a task that is not one training but many, compared: in place of all else.
+    pub study: Option<fn(&Args, &Device) -> Result<ExitCode>>,
 }
 
 /// A task's data, and models for it.

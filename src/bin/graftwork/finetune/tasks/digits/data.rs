@@ -66,6 +66,11 @@ impl Samples {
         &self.labels
     }
 
+    /// Pixels of sample `i`.
+    pub fn image(&self, i: usize) -> &[f32] {
+        &self.pixels[i * SIDE * SIDE..(i + 1) * SIDE * SIDE]
+    }
+
     pub fn batch(&self, indices: &[usize], device: &Device, dtype: graftwork::DType) -> Result<Batch> {
         let size = SIDE * SIDE;
         let pixels: Vec<f32> = indices.iter().flat_map(|&i| &self.pixels[i * size..(i + 1) * size]).copied().collect();

@@ -13,7 +13,7 @@ use graftwork::tensor::{ParamSet, ParamSetBuilder};
 use graftwork::{DType, Device, Result};
 
 use super::{Entry, Model, Task};
-use data::{Digits, Samples};
+pub use data::{Digits, SIDE, Samples};
 
 pub const ENTRY: Entry = Entry {
     name: "digits",
@@ -21,6 +21,7 @@ pub const ENTRY: Entry = Entry {
     trunk: "data/digits/trunk",
     data: "data/digits",
     open: |dir| Ok(Box::new(Job(Arc::new(Digits::load(dir, 5..10)?)))),
+    study: None,
 };
 
 /// Digits 5 to 9.

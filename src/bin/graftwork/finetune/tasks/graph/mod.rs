@@ -1,0 +1,223 @@
+//! Few labels on the graph between samples: images of the digits 5 to 9, each with a few words about it, joined by similarity.
+//!
+//! This is a study rather than one training: every method is trained at every number of labels from every seed, on whole batches of frozen
+//! features, and the table gives mean and spread.
+
+mod describe;
+mod plot;
+mod study;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use graftwork::device::on_workers;
+use graftwork::ops::CosineOptions;
+use graftwork::{Device, Error, Result};
+use serde::Serialize;
+
+use super::Entry;
+use super::digits::Digits;
+use crate::finetune::Args;
+use crate::output::{self, say};
+use study::{Cell, Learner, Nodes};
+
+pub const ENTRY: Entry = Entry {
+    name: "graph",
+    about: "Digits 5 to 9 from few labels: images and words on the graph of similar samples",
+    trunk: "data/digits/trunk",
+    data: "data/digits",
+    open: |_| Err(not_stepwise()),
+    study: Some(run),
+};
+
+fn not_stepwise() -> Error {
+    Error::Unsupported {
+        op: "finetune",
+        what: "the graph task is a study, not one training".into(),
+        hint: "use --method ga-net,linear-probe".into(),
+    }
+}
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "Options of --task graph")]
+pub struct GraphOptions {
+    /// Labelled images of each class, one study for each number
+    #[arg(long, value_delimiter = ',', default_values_t = [5usize, 20, 100])]
+    pub labels: Vec<usize>,
+    /// Seeds that mean and spread are taken over: of labels, starting values and noise
+    #[arg(long, default_value_t = 10)]
+    pub seeds: u64,
+    /// Samples more similar than this are joined, from -1 to 1
+    #[arg(long, default_value_t = 0.7)]
+    pub threshold: f64,
+    /// The most neighbours that a sample reads [default: all above the threshold]
+    #[arg(long)]
+    pub top_k: Option<usize>,
+    /// Weigh edges by their similarity
+    #[arg(long)]
+    pub weighted: bool,
+    /// Share of the words that are replaced by nonsense, from 0 to 1
+    #[arg(long, default_value_t = 0.0)]
+    pub noise: f64,
+    /// Sweep threshold and noise as well, and plot the accuracies as SVG
+    #[arg(long, value_name = "FILE")]
+    pub plot: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    device: String,
+    threshold: f64,
+    noise: f64,
+    seeds: u64,
+    /// Among the training samples, self loops not counted.
+    edges: usize,
+    samples: usize,
+    rows: Vec<Row>,
+    thresholds: Vec<Point>,
+    noises: Vec<Point>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    method: &'static str,
+    labels: usize,
+    #[serde(flatten)]
+    cell: Cell,
+}
+
+/// One place of a sweep.
+#[derive(Serialize)]
+pub struct Point {
+    pub at: f64,
+    pub edges: usize,
+    pub with_graph: Cell,
+    pub without: Cell,
+}
+
+fn run(args: &Args, device: &Device) -> Result<ExitCode> {
+    let options = &args.graph;
+    let learners = learners(args)?;
+    check(options)?;
+    if let Some(path) = args.json.iter().chain(&options.plot).next() {
+        output::probe(path)?;
+    }
+    let data = args.data.as_deref().unwrap_or(Path::new(ENTRY.data));
+    let digits = Digits::load(data, 5..10)?;
+    let nodes = on_workers(|| Nodes::new(&digits, &args.trunk()?, device))?;
+    say!(
+        "digits 5 to 9: {} nodes to learn on, {} held out; each an image and about {} words; trunk {}; device {}",
+        nodes.train.len(),
+        nodes.test.len(),
+        nodes.words(),
+        args.trunk()?.display(),
+        device.name()
+    );
+    let joined =
+        |threshold| CosineOptions { threshold, top_k: options.top_k, symmetric: true, weighted: options.weighted };
+    let study = |learner, labels, threshold, noise, seeds| {
+        on_workers(|| study::over_seeds(&nodes, learner, labels, &joined(threshold), noise, seeds, args.seed))
+    };
+    let mut report = Report {
+        device: device.name(),
+        threshold: options.threshold,
+        noise: options.noise,
+        seeds: options.seeds,
+        edges: nodes.graph(&joined(options.threshold), options.noise, args.seed)?.edges(),
+        samples: nodes.train.len(),
+        rows: Vec::new(),
+        thresholds: Vec::new(),
+        noises: Vec::new(),
+    };
+    for &learner in &learners {
+        for &labels in &options.labels {
+            let cell = study(learner, labels, options.threshold, options.noise, options.seeds)?;
+            report.rows.push(Row { method: learner.name(), labels, cell });
+        }
+    }
+    say!("\n{}", table(&report, &options.labels));
+    if let Some(path) = &options.plot {
+        let labels = options.labels[0];
+        let seeds = options.seeds.min(study::SWEEP_SEEDS);
+        let point = |at, threshold, noise| {
+            Ok::<_, Error>(Point {
+                at,
+                edges: nodes.graph(&joined(threshold), noise, args.seed)?.edges(),
+                with_graph: study(Learner::GaNet, labels, threshold, noise, seeds)?,
+                without: study(Learner::WithoutGraph, labels, threshold, noise, seeds)?,
+            })
+        };
+        for threshold in study::THRESHOLDS {
+            report.thresholds.push(point(threshold, threshold, options.noise)?);
+        }
+        for noise in study::NOISES {
+            report.noises.push(point(noise, options.threshold, noise)?);
+        }
+        plot::write(path, labels, &report.thresholds, &report.noises)?;
+        say!("{}: accuracy by threshold and by noise, {labels} labels a class, {seeds} seeds", path.display());
+    }
+    if let Some(path) = &args.json {
+        output::write_json(path, &report)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// GA-Net comes with its ablation: the same network without edges.
+fn learners(args: &Args) -> Result<Vec<Learner>> {
+    let mut all = Vec::new();
+    for method in &args.method {
+        match method.as_str() {
+            "ga-net" => all.extend([Learner::GaNet, Learner::WithoutGraph]),
+            "linear-probe" => all.push(Learner::LinearProbe),
+            other => return Err(bad("method", "ga-net, linear-probe", other)),
+        }
+    }
+    Ok(all)
+}
+
+fn check(options: &GraphOptions) -> Result<()> {
+    if options.labels.is_empty() || options.labels.contains(&0) {
+        return Err(bad("labels", "numbers from 1", format!("{:?}", options.labels)));
+    }
+    if options.seeds == 0 {
+        return Err(bad("seeds", "at least 1", 0));
+    }
+    if !(0.0..=1.0).contains(&options.noise) {
+        return Err(bad("noise", "from 0 to 1", options.noise));
+    }
+    if !(-1.0..=1.0).contains(&options.threshold) {
+        return Err(bad("threshold", "from -1 to 1", options.threshold));
+    }
+    if options.top_k == Some(0) {
+        return Err(bad("top-k", "at least 1", 0));
+    }
+    Ok(())
+}
+
+fn bad(argument: &'static str, expected: &str, got: impl ToString) -> Error {
+    Error::Value { op: "finetune", argument, expected: expected.into(), got: got.to_string() }
+}
+
+fn table(report: &Report, labels: &[usize]) -> String {
+    use std::fmt::Write as _;
+    let mut text = format!(
+        "{} edges kept of {} pairs of nodes above {}; accuracy on held-out images, mean ± deviation (lowest to highest) of {} seeds\n\n",
+        report.edges / 2,
+        report.samples * (report.samples - 1) / 2,
+        report.threshold,
+        report.seeds
+    );
+    let _ = write!(text, "{:<22}", "labels a class");
+    for labels in labels {
+        let _ = write!(text, "{labels:>30}");
+    }
+    let mut methods: Vec<&str> = report.rows.iter().map(|r| r.method).collect();
+    methods.dedup();
+    for method in methods {
+        let _ = write!(text, "\n{method:<22}");
+        for row in report.rows.iter().filter(|r| r.method == method) {
+            let _ = write!(text, "{:>30}", row.cell.to_string());
+        }
+    }
+    text
+}
