@@ -19,7 +19,7 @@ use super::Entry;
 use super::digits::Digits;
 use crate::finetune::Args;
 use crate::output::{self, say};
-use study::{Cell, Learner, Nodes};
+use study::{Cell, Judge, Learner, Nodes, Recipe};
 
 pub const ENTRY: Entry = Entry {
     name: "graph",
@@ -59,6 +59,9 @@ pub struct GraphOptions {
     /// Share of the words that are replaced by nonsense, from 0 to 1
     #[arg(long, default_value_t = 0.0)]
     pub noise: f64,
+    /// Judge by the training images without a label instead of the held-out ones: what recipes are chosen by
+    #[arg(long)]
+    pub validation: bool,
     /// Sweep threshold and noise as well, and plot the accuracies as SVG
     #[arg(long, value_name = "FILE")]
     pub plot: Option<PathBuf>,
@@ -70,6 +73,7 @@ struct Report {
     threshold: f64,
     noise: f64,
     seeds: u64,
+    judged: &'static str,
     /// Among the training samples, self loops not counted.
     edges: usize,
     samples: usize,
@@ -116,13 +120,16 @@ fn run(args: &Args, device: &Device) -> Result<ExitCode> {
     let joined =
         |threshold| CosineOptions { threshold, top_k: options.top_k, symmetric: true, weighted: options.weighted };
     let study = |learner, labels, threshold, noise, seeds| {
-        on_workers(|| study::over_seeds(&nodes, learner, labels, &joined(threshold), noise, seeds, args.seed))
+        let judge = if options.validation { Judge::Unlabelled } else { Judge::HeldOut };
+        let recipe = Recipe { learner, labels, options: joined(threshold), noise, judge };
+        on_workers(|| study::over_seeds(&nodes, &recipe, args.seed..args.seed.saturating_add(seeds)))
     };
     let mut report = Report {
         device: device.name(),
         threshold: options.threshold,
         noise: options.noise,
         seeds: options.seeds,
+        judged: if options.validation { "training images without a label" } else { "held-out images" },
         edges: nodes.graph(&joined(options.threshold), options.noise, args.seed)?.edges(),
         samples: nodes.train.len(),
         rows: Vec::new(),
@@ -201,10 +208,11 @@ fn bad(argument: &'static str, expected: &str, got: impl ToString) -> Error {
 fn table(report: &Report, labels: &[usize]) -> String {
     use std::fmt::Write as _;
     let mut text = format!(
-        "{} edges kept of {} pairs of nodes above {}; accuracy on held-out images, mean ± deviation (lowest to highest) of {} seeds\n\n",
+        "{} edges kept of {} pairs of nodes above {}; accuracy on {}, mean ± deviation (lowest to highest) of {} seeds\n\n",
         report.edges / 2,
         report.samples * (report.samples - 1) / 2,
         report.threshold,
+        report.judged,
         report.seeds
     );
     let _ = write!(text, "{:<22}", "labels a class");

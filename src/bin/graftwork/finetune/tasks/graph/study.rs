@@ -98,14 +98,9 @@ impl Nodes {
     pub fn new(digits: &Digits, trunk: &Path, device: &Device) -> Result<Self> {
         let trunk = Vit::load(trunk, device, DType::F32)?;
         let (mut train, mut test) = (part(&trunk, &digits.train)?, part(&trunk, &digits.test)?);
-        // Embeddings of one trunk share a direction that tells nothing apart.
-        let mut mean = vec![0.0f32; train.images.first().map_or(0, Vec::len)];
-        for image in &train.images {
-            mean.iter_mut().zip(image).for_each(|(m, v)| *m += v / train.images.len() as f32);
-        }
+        let mean = mean_of(&train.images);
         for image in train.images.iter_mut().chain(&mut test.images) {
-            image.iter_mut().zip(&mean).for_each(|(v, m)| *v -= m);
-            describe::unit(image);
+            centre(image, &mean);
         }
         Ok(Nodes { train, test, device: device.clone() })
     }
@@ -115,17 +110,25 @@ impl Nodes {
         self.train.words.first().map_or(0, Vec::len)
     }
 
-    /// Image and text side by side.
-    fn features(&self, part: &Part, first: usize, noise: f64, seed: u64) -> Result<Tensor> {
-        let rows: Vec<f32> = (0..part.len())
-            .flat_map(|i| [part.images[i].clone(), describe::embed(&part.words[i], noise, seed, first + i)])
-            .flatten()
-            .collect();
-        Tensor::from_slice(&self.device, &[part.len(), rows.len() / part.len().max(1)], &rows)
+    /// Image and text side by side, each centred on the training samples' mean and of length 1: what all samples share tells none apart.
+    fn features(&self, noise: f64, seed: u64) -> Result<[Tensor; 2]> {
+        let texts = |part: &Part, first: usize| -> Vec<Vec<f32>> {
+            (0..part.len()).map(|i| describe::embed(&part.words[i], noise, seed, first + i)).collect()
+        };
+        let (train, test) = (texts(&self.train, 0), texts(&self.test, self.train.len()));
+        let mean = mean_of(&train);
+        let rows = |part: &Part, mut texts: Vec<Vec<f32>>| {
+            texts.iter_mut().for_each(|text| centre(text, &mean));
+            let width = part.images.first().map_or(0, Vec::len) + describe::WIDTH;
+            let rows: Vec<f32> = part.images.iter().zip(&texts).flat_map(|(i, t)| [&i[..], t].concat()).collect();
+            Tensor::from_slice(&self.device, &[part.len(), width], &rows)
+        };
+        Ok([rows(&self.train, train)?, rows(&self.test, test)?])
     }
 
     pub fn graph(&self, options: &CosineOptions, noise: f64, seed: u64) -> Result<Reference> {
-        Reference::new(self.features(&self.train, 0, noise, seed)?, *options)
+        let [train, _] = self.features(noise, seed)?;
+        Reference::new(train, *options)
     }
 
     /// As many of each class as there are, at most `labels`, drawn by the seed.
@@ -139,6 +142,19 @@ impl Nodes {
         }
         chosen
     }
+}
+
+fn mean_of(rows: &[Vec<f32>]) -> Vec<f32> {
+    let mut mean = vec![0.0f32; rows.first().map_or(0, Vec::len)];
+    for row in rows {
+        mean.iter_mut().zip(row).for_each(|(m, v)| *m += v / rows.len() as f32);
+    }
+    mean
+}
+
+fn centre(row: &mut [f32], mean: &[f32]) {
+    row.iter_mut().zip(mean).for_each(|(v, m)| *v -= m);
+    describe::unit(row);
 }
 
 fn part(trunk: &Vit, samples: &Samples) -> Result<Part> {
@@ -162,30 +178,34 @@ enum Net {
     GaNet(GaNet),
 }
 
-pub fn over_seeds(
-    nodes: &Nodes,
-    learner: Learner,
-    labels: usize,
-    options: &CosineOptions,
-    noise: f64,
-    seeds: u64,
-    first: u64,
-) -> Result<Cell> {
-    let all = (first..first + seeds).map(|seed| accuracy(nodes, learner, labels, options, noise, seed));
+/// What accuracies are taken on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judge {
+    HeldOut,
+    /// Training samples whose label is not shown.
+    Unlabelled,
+}
+
+/// One cell of the table.
+pub struct Recipe {
+    pub learner: Learner,
+    /// Of each class.
+    pub labels: usize,
+    pub options: CosineOptions,
+    pub noise: f64,
+    pub judge: Judge,
+}
+
+pub fn over_seeds(nodes: &Nodes, recipe: &Recipe, seeds: std::ops::Range<u64>) -> Result<Cell> {
+    let all = seeds.map(|seed| accuracy(nodes, recipe, seed));
     Ok(Cell::of(&all.collect::<Result<Vec<f64>>>()?))
 }
 
-/// Trains from one seed, and judges on held-out samples.
-fn accuracy(
-    nodes: &Nodes,
-    learner: Learner,
-    labels: usize,
-    options: &CosineOptions,
-    noise: f64,
-    seed: u64,
-) -> Result<f64> {
-    let features = nodes.features(&nodes.train, 0, noise, seed)?;
-    let queries = nodes.features(&nodes.test, nodes.train.len(), noise, seed)?;
+/// Trains from one seed, and judges.
+fn accuracy(nodes: &Nodes, recipe: &Recipe, seed: u64) -> Result<f64> {
+    let Recipe { learner, labels, options, noise, judge } = recipe;
+    let (labels, noise) = (*labels, *noise);
+    let [features, queries] = nodes.features(noise, seed)?;
     let width = features.cols();
     let reference = match learner {
         Learner::GaNet => Reference::new(features.clone(), *options)?,
@@ -225,15 +245,25 @@ fn accuracy(
         optimizer.step(&params, &grads, LR)?;
     }
 
-    // Held-out samples read from the training samples and themselves, never from one another.
-    let graph = reference.graph_with(&queries)?;
-    let all = [features.to_f32_vec()?, queries.to_f32_vec()?].concat();
-    let all = Tensor::from_slice(&nodes.device, &[features.rows() + queries.rows(), width], &all)?;
-    let logits = forward(&mut Tape::inference(&params), &graph, &all)?.tensor().to_f32_vec()?;
-    let rows = logits[features.rows() * CLASSES..].chunks_exact(CLASSES).zip(&nodes.test.labels);
-    let right = rows.filter(|(row, label)| {
+    let (logits, judged, labels): (Vec<f32>, Vec<usize>, &[i64]) = match judge {
+        Judge::Unlabelled => {
+            let logits = forward(&mut Tape::inference(&params), &graph, &features)?.tensor().to_f32_vec()?;
+            (logits, (0..nodes.train.len()).filter(|i| !chosen.contains(i)).collect(), &nodes.train.labels)
+        }
+        // Held-out samples read from the training samples and themselves, never from one another.
+        Judge::HeldOut => {
+            let graph = reference.graph_with(&queries)?;
+            let all = [features.to_f32_vec()?, queries.to_f32_vec()?].concat();
+            let all = Tensor::from_slice(&nodes.device, &[features.rows() + queries.rows(), width], &all)?;
+            let mut logits = forward(&mut Tape::inference(&params), &graph, &all)?.tensor().to_f32_vec()?;
+            logits.drain(..features.rows() * CLASSES);
+            (logits, (0..nodes.test.len()).collect(), &nodes.test.labels)
+        }
+    };
+    let right = judged.iter().filter(|&&i| {
+        let row = &logits[i * CLASSES..(i + 1) * CLASSES];
         let best = (0..CLASSES).max_by(|&a, &b| row[a].total_cmp(&row[b]));
-        best == usize::try_from(**label).ok()
+        best == usize::try_from(labels[i]).ok()
     });
-    Ok(right.count() as f64 / nodes.test.len().max(1) as f64)
+    Ok(right.count() as f64 / judged.len().max(1) as f64)
 }
