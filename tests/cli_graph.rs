@@ -52,6 +52,7 @@ fn what_cannot_be_is_refused_by_name() {
         (&["--method", "ga-net", "--threshold", "2"], "threshold"),
         (&["--method", "ga-net", "--top-k", "0"], "top-k"),
         (&["--method", "ga-net", "--data", "nowhere"], "nowhere"),
+        (&["--method", "ga-net", "--epochs", "3"], "--epochs has no meaning"),
     ] {
         let output = graftwork(args);
         let text = String::from_utf8_lossy(&output.stderr);

@@ -34,7 +34,7 @@ fn without_edges_a_convolution_is_a_linear_layer_and_on_a_complete_graph_rows_ar
         let mut tape = Tape::inference(&params);
         let x = Var::constant(tensor("x", &[5, k]));
         let dense = |tape: &mut Tape| {
-            let (w, b) = (tape.param(conv.weight).unwrap(), tape.param(conv.bias).unwrap());
+            let [w, b] = ["c.weight", "c.bias"].map(|name| tape.param(params.find(name).unwrap()).unwrap());
             linear(tape, &x, &w, Some(&b)).unwrap().tensor().to_f32_vec().unwrap()
         };
         let want = dense(&mut tape);

@@ -102,7 +102,7 @@ pub struct Point {
 fn run(args: &Args, device: &Device) -> Result<ExitCode> {
     let options = &args.graph;
     let learners = learners(args)?;
-    check(options)?;
+    check(args)?;
     if let Some(path) = args.json.iter().chain(&options.plot).next() {
         output::probe(path)?;
     }
@@ -182,7 +182,37 @@ fn learners(args: &Args) -> Result<Vec<Learner>> {
     Ok(all)
 }
 
-fn check(options: &GraphOptions) -> Result<()> {
+/// Options that the study reads. Others are refused rather than passed over.
+const READ: [&str; 15] = [
+    "task",
+    "method",
+    "seed",
+    "device",
+    "trunk",
+    "data",
+    "json",
+    "labels",
+    "seeds",
+    "threshold",
+    "top_k",
+    "weighted",
+    "noise",
+    "plot",
+    "validation",
+];
+
+fn check(args: &Args) -> Result<()> {
+    let options = &args.graph;
+    // Groups of options are named like types.
+    let is_option = |name: &&String| name.starts_with(|c: char| c.is_ascii_lowercase());
+    let unread = |name: &&String| !READ.contains(&name.as_str());
+    if let Some(name) = args.given.iter().filter(is_option).find(unread) {
+        return Err(Error::Unsupported {
+            op: "finetune",
+            what: format!("--{} has no meaning for the graph task", name.replace('_', "-")),
+            hint: "leave it out".into(),
+        });
+    }
     if options.labels.is_empty() || options.labels.contains(&0) {
         return Err(bad("labels", "numbers from 1", format!("{:?}", options.labels)));
     }
