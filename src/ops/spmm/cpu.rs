@@ -85,16 +85,27 @@ pub fn sum<T: Real>(gather: &Gather, target: &Target) -> Result<()> {
             for (head, y) in y.chunks_mut(d.max(1)).enumerate() {
                 for (block, y) in y.chunks_mut(BLOCK).enumerate() {
                     let column = head * d + block * BLOCK;
+                    if let (Ok(y), None) = (<&mut [T; BLOCK]>::try_from(&mut *y), &picked) {
+                        let sums = whole_block(&operands, (x, f), (head, column), first..last);
+                        for c in 0..BLOCK {
+                            let value = if mean { sums[c] / by } else { sums[c] };
+                            y[c] = if add { y[c] + value } else { value };
+                        }
+                        continue;
+                    }
                     let mut sums = [T::of(0.0); BLOCK];
                     for e in first..last {
                         let j = operands.gathered(e);
                         let s = operands.factor(e, j, head);
                         let from = &x[j * f + column..][..y.len()];
-                        match &picked {
-                            Some(picked) => {
-                                add_picked(&mut sums, from, s, |c| picked.at(j * f + column + c) == operands.number(e))
+                        for c in 0..from.len() {
+                            let counts = match &picked {
+                                Some(picked) => picked.at(j * f + column + c) == operands.number(e),
+                                None => true,
+                            };
+                            if counts {
+                                sums[c] += s * from[c];
                             }
-                            None => add_all(&mut sums, from, s),
                         }
                     }
                     for c in 0..y.len() {
@@ -108,27 +119,26 @@ pub fn sum<T: Real>(gather: &Gather, target: &Target) -> Result<()> {
     out.finish()
 }
 
+/// The sums of a whole block of columns: loops of known length over an array that nothing else indexes, which stays in registers.
 #[inline(always)]
-fn add_all<T: Real>(sums: &mut [T; BLOCK], from: &[T], s: T) {
-    // A whole block is a loop of known length, which stays in registers.
-    if let Ok(from) = <&[T; BLOCK]>::try_from(from) {
+fn whole_block<T: Real>(
+    operands: &Operands<T>,
+    (x, f): (&[T], usize),
+    (head, column): (usize, usize),
+    edges: std::ops::Range<usize>,
+) -> [T; BLOCK] {
+    let mut sums = [T::of(0.0); BLOCK];
+    for e in edges {
+        let j = operands.gathered(e);
+        let s = operands.factor(e, j, head);
+        let Some(from) = x[j * f + column..].first_chunk::<BLOCK>() else {
+            unreachable!("a whole block of columns lies within a row")
+        };
         for c in 0..BLOCK {
             sums[c] += s * from[c];
         }
-    } else {
-        for c in 0..from.len() {
-            sums[c] += s * from[c];
-        }
     }
-}
-
-#[inline(always)]
-fn add_picked<T: Real>(sums: &mut [T; BLOCK], from: &[T], s: T, counts: impl Fn(usize) -> bool) {
-    for c in 0..from.len() {
-        if counts(c) {
-            sums[c] += s * from[c];
-        }
-    }
+    sums
 }
 
 pub fn extremum<T: Real>(gather: &Gather, reduce: Reduce, y: &Tensor, picked: &Tensor) -> Result<()> {
