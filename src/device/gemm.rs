@@ -87,7 +87,6 @@ macro_rules! product {
                     // A sum of nothing: zero, or what is kept.
                     return out.data.iter_mut().for_each(|v| *v = keep.map_or(0.0, |keep| keep * *v));
                 }
-                // SAFETY: 1. `gemm` has checked that shapes agree and that strides stay inside the slices; 2. `out` is an
                 // SAFETY: 1. `checked` has seen that shapes agree and that strides stay inside the slices; 2. `out` is an
                 // exclusive borrow, so it overlaps neither operand; 3. strides are below isize::MAX, as slice lengths are.
                 unsafe {

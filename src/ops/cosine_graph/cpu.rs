@@ -88,7 +88,7 @@ fn block<T: Real>(desc: &Desc, a: &Side<T>, b: &Side<T>, first: usize, half: boo
     let (f, rows) = (desc.f, ROWS.min(desc.v - first));
     let mut own = vec![T::of(0.0); rows * f];
     let mut other = vec![T::of(0.0); COLS * f];
-    let mut tile = vec![T::of(0.0); ROWS * COLS];
+    let mut tile = vec![T::of(0.0); ROWS * COLS.min(desc.n)];
     vectorised(
         #[inline(always)]
         || a.normalised(first, &mut own),

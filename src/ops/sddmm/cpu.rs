@@ -30,7 +30,7 @@ pub fn dots<T: Real>(pairs: &Pairs, target: &Target) -> Result<()> {
             let by = if pairs.mean { T::of((last - first) as f64) } else { T::of(1.0) };
             for (e, out) in (first..last).zip(out.chunks_mut(heads)) {
                 let j = indices.at(e);
-                for head in 0..heads {
+                for (head, out) in out.iter_mut().enumerate() {
                     let (own, other) = (row * f + head * d, j * f + head * d);
                     let (u, v) = (&a[own..own + d], &b[other..other + d]);
                     let value = match &picked {
@@ -46,7 +46,7 @@ pub fn dots<T: Real>(pairs: &Pairs, target: &Target) -> Result<()> {
                         }
                     };
                     let value = if pairs.mean { value / by } else { value };
-                    out[head] = if add { out[head] + value } else { value };
+                    *out = if add { *out + value } else { value };
                 }
             }
         },

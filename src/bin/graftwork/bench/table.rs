@@ -177,7 +177,7 @@ pub fn all(dtype: DType) -> Vec<Entry> {
         entry(Small, t.cross_entropy(32, 5)),
         entry(Model, t.cross_entropy(256, 32_000)),
         entry(Small, t.adamw(8_192)),
-        entry(Digits, t.spmm(Shape(1000, 1000, 8, 0), 64, Reduce::Sum)),
+        entry(Small, t.spmm(Shape(1000, 1000, 8, 0), 64, Reduce::Sum)),
         entry(Model, t.spmm(Shape(100_000, 100_000, 16, 0), 64, Reduce::Sum)),
         entry(Model, t.spmm(Shape(100_000, 100_000, 16, 0), 64, Reduce::Max)),
         entry(Gpu, t.spmm(Shape(2_000_000, 2_000_000, 16, 0), 128, Reduce::Sum)),
@@ -186,7 +186,6 @@ pub fn all(dtype: DType) -> Vec<Entry> {
         entry(Model, t.edge_softmax(Shape(100_000, 100_000, 16, 0), 8)),
         entry(Gpu, t.edge_softmax(Shape(2_000_000, 2_000_000, 16, 1_000_000), 4)),
         entry(Model, t.graph_attention(Shape(100_000, 100_000, 16, 0), 64, 4)),
-        entry(Digits, t.adamw(8_192)),
         entry(Model, t.adamw(2_000_000)),
     ]
 }

@@ -108,7 +108,7 @@ impl Graph {
             return Ok(there.clone());
         }
         // Both widths of indices come up: by the parity of the edges.
-        let width = if self.shape.edges() % 2 == 0 { Width::Fitting } else { Width::Wide };
+        let width = if self.shape.edges().is_multiple_of(2) { Width::Fitting } else { Width::Wide };
         let csr = Csr::with_width(&self.shape.graph()?, device, width)?;
         made.push(csr.clone());
         Ok(csr)
