@@ -2,82 +2,12 @@
 //! time, and nothing goes through local memory. A vector of `[k]` is read once for each row, from a cache by then.
 #![cfg(all(feature = "emulator", graftwork_kernels))]
 
-use std::sync::{Arc, Mutex};
-
 use graftwork::autograd::{Grads, Tape, Var};
-use graftwork::device::{LaunchSpec, Launcher};
+use graftwork::device::Counters;
 use graftwork::ops::{Gate, GranularScale, Update, granular_scale};
 use graftwork::tensor::ParamSet;
 use graftwork::testing::normal;
-use graftwork::{DType, Device, Error, Result, Tensor};
-use ptx_emulator::{Arch, Counters, LaunchConfig, Module};
-
-type Counted = Arc<Mutex<Vec<(&'static str, Counters)>>>;
-
-/// The emulator, with an ear on every launch.
-struct Counting {
-    emulator: Mutex<ptx_emulator::Device>,
-    counted: Counted,
-}
-
-fn fault(report: impl std::fmt::Display) -> Error {
-    Error::Emulated { place: "counting", report: report.to_string() }
-}
-
-impl Launcher for Counting {
-    fn name(&self) -> String {
-        "counting".into()
-    }
-
-    fn capability(&self) -> u32 {
-        80
-    }
-
-    fn multiprocessors(&self) -> u32 {
-        1
-    }
-
-    fn allocate(&self, bytes: usize) -> Result<u64> {
-        self.emulator.lock().unwrap().alloc(bytes.max(1) as u64).map_err(fault)
-    }
-
-    fn release(&self, address: u64, _: usize) {
-        self.emulator.lock().unwrap().free(address).unwrap();
-    }
-
-    fn write(&self, address: u64, data: &[u8]) -> Result<()> {
-        self.emulator.lock().unwrap().copy_in(address, data).map_err(fault)
-    }
-
-    fn read(&self, address: u64, data: &mut [u8]) -> Result<()> {
-        self.emulator.lock().unwrap().copy_out(data, address).map_err(fault)
-    }
-
-    fn copy(&self, target: u64, source: u64, bytes: usize) -> Result<()> {
-        let mut through = vec![0; bytes];
-        self.read(source, &mut through)?;
-        self.write(target, &through)
-    }
-
-    fn zero(&self, address: u64, bytes: usize) -> Result<()> {
-        self.write(address, &vec![0; bytes])
-    }
-
-    fn launch(&self, spec: &LaunchSpec) -> Result<()> {
-        spec.check()?;
-        let symbol = spec.kernel.symbol();
-        let module = Module::parse(spec.kernel.image()?.ptx).map_err(fault)?;
-        let config = LaunchConfig::new(spec.grid, spec.block).shared(spec.shared_bytes).cluster(spec.cluster);
-        let launched = self.emulator.lock().unwrap().launch(&module, symbol, &config, spec.params.bytes());
-        let report = launched.map_err(fault)?;
-        self.counted.lock().unwrap().push((symbol, report.counters));
-        Ok(())
-    }
-
-    fn synchronize(&self) -> Result<()> {
-        Ok(())
-    }
-}
+use graftwork::{DType, Device, Tensor};
 
 const M: usize = 24;
 const K: usize = 768;
@@ -85,11 +15,9 @@ const K: usize = 768;
 const WHOLE: u64 = (M * K * 2) as u64;
 const VECTOR: u64 = (K * 2) as u64;
 
-/// Forward, and backward for ΔH, b and the gate's operands: what each launch of the gate's kernels counted.
-fn count(gate: &str) -> Vec<(&'static str, Counters)> {
-    let counted = Counted::default();
-    let emulator = Mutex::new(ptx_emulator::Device::new(Arch::Sm80));
-    let device = Device::with_launcher(Box::new(Counting { emulator, counted: counted.clone() }));
+/// What the gate's kernels did forward, and backward for ΔH, b and the gate's operands.
+fn count(gate: &str) -> [(&'static str, Counters); 2] {
+    let device = Device::emulated("sm_80").unwrap();
     let make = |name: &str, dims: &[usize]| {
         Tensor::from_f32(&device, dims, &normal(name, dims.iter().product()), DType::BF16).unwrap()
     };
@@ -112,8 +40,11 @@ fn count(gate: &str) -> Vec<(&'static str, Counters)> {
     };
     let y = granular_scale(&mut tape, &hidden, &options).unwrap();
     tape.backward_with(&y, make("dy", &[M, K]), &mut Grads::zeros(&params).unwrap()).unwrap();
-    let all = counted.lock().unwrap();
-    all.iter().filter(|(symbol, _)| symbol.starts_with("granular_scale")).cloned().collect()
+    let all = device.take_counters().unwrap();
+    ["granular_scale_fwd", "granular_scale_bwd"].map(|start| {
+        let of = all.iter().find(|(kernel, _)| kernel.symbol().starts_with(start)).unwrap();
+        (of.0.symbol(), of.1.clone())
+    })
 }
 
 fn hold((symbol, counters): &(&'static str, Counters), loads: u64, stores: u64) {
