@@ -231,6 +231,17 @@ const BLOCK_SPARSE_HOPPER_128: Family = block_sparse_hopper!(
     "block_sparse_linear_strips_bf16_b128_sm90a"
 );
 
+const MULTIPLY: Family = Family {
+    source: "multiply.cu",
+    class: Class::Portable,
+    defines: &[("MULTIPLY_THREADS", 256)],
+    kernels: &[
+        plain("multiply_fwd_f32_t256_sm80", 48),
+        plain("multiply_fwd_f16_t256_sm80", 48),
+        plain("multiply_fwd_bf16_t256_sm80", 48),
+    ],
+};
+
 const NORM: Family = Family {
     source: "norm.cu",
     class: Class::Portable,
@@ -722,6 +733,7 @@ pub const FAMILIES: &[Family] = &[
     FROZEN_LINEAR_HOPPER_256,
     GRANULAR_SCALE,
     GRAPH_ATTENTION,
+    MULTIPLY,
     NORM,
     PATCH_EMBEDDING,
     POOL,

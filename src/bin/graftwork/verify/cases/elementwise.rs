@@ -1,6 +1,6 @@
-//! Activations, add and scale, gates on columns.
+//! Activations, add, scale and multiply, gates on columns.
 
-use graftwork::ops::{Activation, activation, column_gate, scale, scale_add};
+use graftwork::ops::{Activation, activation, column_gate, multiply, scale, scale_add};
 
 use crate::verify::case::{Arithmetic, Case, Judge};
 
@@ -29,6 +29,7 @@ pub fn all() -> Vec<Case> {
             cases.push(added(shape, true, judge));
             cases.push(scaled(shape, judge));
             cases.push(gated(shape, judge));
+            cases.push(multiplied(shape, judge));
         }
         cases.push(doubled((33, 65), judge));
     }
@@ -96,4 +97,11 @@ pub fn gated((m, n): (usize, usize), judge: Judge) -> Case {
         .input("x", &[m, n], Arithmetic::depth(1))
         .param("g", &[n], Arithmetic::depth(m + 1))
         .call(Arithmetic::depth(1), |tape, given| column_gate(tape, given.var("x")?, given.var("g")?))
+}
+
+fn multiplied((m, n): (usize, usize), judge: Judge) -> Case {
+    Case::new("multiply", format!("{m}x{n}"), judge)
+        .input("x", &[m, n], Arithmetic::depth(1))
+        .input("z", &[m, n], Arithmetic::depth(1))
+        .call(Arithmetic::depth(1), |tape, given| multiply(tape, given.var("x")?, given.var("z")?))
 }
