@@ -14,6 +14,7 @@ mod insert;
 mod linear;
 mod lora;
 mod merge;
+mod norm;
 mod scaling;
 mod sequential;
 pub mod sora;
@@ -28,6 +29,7 @@ pub use insert::{Insert, InsertPoint};
 pub use linear::{AdaptedLinear, LinearAdapter, Slot};
 pub use lora::{Lora, LoraConfig, parse_targets};
 pub use merge::{MergeReport, merge_all, unmerge_all};
+pub use norm::AdaptedNorm;
 pub use scaling::{Ia3, Ia3Config, Ssf, SsfConfig};
 pub use sequential::{AdapterConfig, AdapterForm, BottleneckAdapter};
 pub use vl_pet::{VlPetConfig, VlPetDecoder, VlPetEncoder};
@@ -47,4 +49,12 @@ pub trait Trunk {
     /// # Errors
     /// As [`Trunk::linears`].
     fn inserts(&mut self) -> Result<Vec<&mut InsertPoint>>;
+
+    /// The norms that a method may let learn: those of the encoder in an encoder-decoder, none in a trunk whose norms stay frozen.
+    ///
+    /// # Errors
+    /// As [`Trunk::linears`].
+    fn norms(&mut self) -> Result<Vec<&mut AdaptedNorm>> {
+        Ok(Vec::new())
+    }
 }

@@ -1,3 +1,4 @@
 //! Small frozen trunks, loaded from safetensors.
 
+pub mod encoder_decoder;
 pub mod vit;
