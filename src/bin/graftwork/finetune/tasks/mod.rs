@@ -1,6 +1,7 @@
 //! What is learned. A task is one folder: its data, the frozen model that it adapts, its loss and its score. It is listed in [`ALL`].
 //! Training, checkpoints, report and plots are the same for all.
 
+mod caption;
 mod digits;
 pub mod graph;
 
@@ -15,7 +16,7 @@ use graftwork::{DType, Device, Error, Result};
 
 use super::Args;
 
-pub const ALL: &[Entry] = &[digits::ENTRY, graph::ENTRY];
+pub const ALL: &[Entry] = &[digits::ENTRY, caption::ENTRY, graph::ENTRY];
 
 /// What tells one task from another before it is opened.
 pub struct Entry {

@@ -66,14 +66,14 @@ impl Samples {
         &self.labels
     }
 
-    /// Pixels of sample `i`.
-    pub fn image(&self, i: usize) -> &[f32] {
-        &self.pixels[i * SIDE * SIDE..(i + 1) * SIDE * SIDE]
+    /// Of one image, row by row.
+    pub fn pixels(&self, index: usize) -> &[f32] {
+        let size = SIDE * SIDE;
+        &self.pixels[index * size..(index + 1) * size]
     }
 
     pub fn batch(&self, indices: &[usize], device: &Device, dtype: graftwork::DType) -> Result<Batch> {
-        let size = SIDE * SIDE;
-        let pixels: Vec<f32> = indices.iter().flat_map(|&i| &self.pixels[i * size..(i + 1) * size]).copied().collect();
+        let pixels: Vec<f32> = indices.iter().flat_map(|&i| self.pixels(i)).copied().collect();
         let targets: Vec<i64> = indices.iter().map(|&i| self.labels[i]).collect();
         Ok(Batch {
             pixels: Tensor::from_f32(device, &[indices.len(), 1, SIDE, SIDE], &pixels, dtype)?,

@@ -1,6 +1,6 @@
 //! Handwritten digits: the shipped vision transformer knows 0 to 4 and is adapted to 5 to 9.
 
-mod data;
+pub mod data;
 
 use std::path::Path;
 use std::sync::Arc;

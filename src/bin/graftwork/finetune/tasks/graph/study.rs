@@ -167,7 +167,7 @@ fn part(trunk: &Vit, samples: &Samples) -> Result<Part> {
         let embedded = trunk.embed(&mut Tape::inference(&params), &Var::constant(batch.pixels))?;
         let width = embedded.tensor().cols();
         images.extend(embedded.tensor().to_f32_vec()?.chunks(width).map(<[f32]>::to_vec));
-        words.extend(indices.iter().map(|&i| describe::words(samples.image(i))));
+        words.extend(indices.iter().map(|&i| describe::words(samples.pixels(i))));
     }
     Ok(Part { images, words, labels: samples.labels().to_vec() })
 }
