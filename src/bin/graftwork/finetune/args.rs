@@ -79,6 +79,12 @@ pub struct Args {
     /// What the forward pass computes in: f32, f16, bf16 (parameters are kept in f32), or f64 on the CPU alone
     #[arg(long, default_value = "f32")]
     pub dtype: String,
+    /// Largest share of numbers that may learn, as 4% or 0.04
+    #[arg(long, value_parser = share)]
+    pub budget: Option<f64>,
+    /// Steps of each trial where the options leave a choice
+    #[arg(long, default_value_t = 60)]
+    pub trial_steps: u64,
     /// What backward recomputes instead of keeping
     #[arg(long, value_enum, default_value = "none")]
     pub recompute: Recompute,
@@ -251,6 +257,13 @@ impl Args {
             (None, None) => planned,
         }
     }
+}
+
+/// A share from `4%` or `0.04`.
+fn share(text: &str) -> std::result::Result<f64, String> {
+    let (number, unit) = text.strip_suffix('%').map_or((text, 1.0), |number| (number, 0.01));
+    let share = number.trim().parse::<f64>().map(|number| number * unit);
+    share.ok().filter(|share| *share > 0.0 && *share <= 1.0).ok_or_else(|| "expected a share as 4% or 0.04".into())
 }
 
 /// Whether the samples of a step can be counted, and there are any.

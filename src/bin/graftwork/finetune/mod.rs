@@ -2,6 +2,7 @@
 //! is added without touching the other, or this.
 
 mod args;
+mod choose;
 mod lock;
 mod methods;
 mod model;
@@ -89,7 +90,7 @@ fn one(args: &Args, method: &str, task: &dyn Task, device: &Device, interrupt: &
             if let Some(dir) = &out {
                 resume::require_no_checkpoints(dir)?;
             }
-            let recipe = args.recipe(method, task)?;
+            let recipe = choose::settle(args.recipe(method, task)?, args, task, device, interrupt)?;
             let pace = args.pace(&recipe, task.samples())?;
             Trainer::start(Adapted::fresh(&recipe, task, device)?, recipe, pace, task.samples())?
         }

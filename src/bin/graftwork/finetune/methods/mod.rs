@@ -81,6 +81,11 @@ pub trait Method: Send + Sync {
     /// The cell of the table that says what the adapter is: `r=8 on 4 linears`.
     fn note(&self) -> String;
 
+    /// The settings to choose among, if these leave something open.
+    fn candidates(&self) -> Result<Vec<Value>> {
+        Ok(Vec::new())
+    }
+
     /// Whether its forward pass draws random numbers in training.
     fn is_random(&self) -> bool {
         false

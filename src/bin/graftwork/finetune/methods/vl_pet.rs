@@ -1,7 +1,9 @@
-//! VL-PET's gated bottlenecks, after each sub-layer of the trunk.
+//! VL-PET: gated bottlenecks after each sub-layer of the trunk. In an encoder-decoder, as published, also a bottleneck beside the value
+//! projection of each cross-attention, and the encoder's norms learn.
 
 use graftwork::adapters::vl_pet::{Start, Variant};
-use graftwork::adapters::{HeadLayout, Trunk, VlPetConfig};
+use graftwork::adapters::{HeadLayout, Trunk, VlPetConfig, VlPetDecoder};
+use graftwork::format::peft::Modules;
 use graftwork::tensor::ParamSetBuilder;
 use graftwork::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -19,8 +21,8 @@ pub const ENTRY: Entry = Entry {
 #[derive(clap::Args)]
 #[command(next_help_heading = "Bottleneck and gate options")]
 pub struct VlPetOptions {
-    /// What the gate tells apart: values (large), tokens (middle-x), features (middle-y) or samples (small)
-    #[arg(long, default_value = "large")]
+    /// What the gate tells apart: values (large), tokens (middle-x), features (middle-y) or samples (small); auto tries them
+    #[arg(long, alias = "granularity", default_value = "large")]
     pub variant: String,
     /// Rank of each bottleneck
     #[arg(long, default_value_t = 8)]
@@ -42,7 +44,7 @@ pub struct VlPetOptions {
     pub start: String,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct VlPet {
     variant: String,
     bottleneck: usize,
@@ -52,6 +54,11 @@ struct VlPet {
     gate_scale: f64,
     start: String,
 }
+
+const FINEST: &str = "large";
+
+/// The value projections of cross-attention in BART and in T5.
+const CROSS_VALUES: [&str; 2] = ["encoder_attn.v_proj", "EncDecAttention.v"];
 
 impl VlPet {
     fn from(options: &VlPetOptions) -> Result<Value> {
@@ -64,8 +71,18 @@ impl VlPet {
             gate_scale: options.gate_scale,
             start: options.start.clone(),
         };
-        vl_pet.config()?;
+        // Whatever is chosen, the rest has to fit it.
+        let variant = if vl_pet.is_open() { FINEST } else { &vl_pet.variant };
+        vl_pet.with(variant).config()?;
         to_value(&vl_pet)
+    }
+
+    fn is_open(&self) -> bool {
+        self.variant == "auto"
+    }
+
+    fn with(&self, variant: &str) -> VlPet {
+        VlPet { variant: variant.into(), ..self.clone() }
     }
 
     fn config(&self) -> Result<VlPetConfig> {
@@ -91,10 +108,31 @@ impl VlPet {
 
 impl Method for VlPet {
     fn attach(&self, trunk: &mut dyn Trunk, params: &mut ParamSetBuilder) -> Result<String> {
-        Ok(self.config()?.attach(trunk, &[], params)?.to_string())
+        let config = self.config()?;
+        let mut summary = config.attach(trunk, &[], params)?.to_string();
+        let values = Modules::Names(CROSS_VALUES.map(String::from).to_vec());
+        match VlPetDecoder::attach(trunk, &values, self.bottleneck, config.start, params) {
+            Ok(report) => summary += &format!("; beside values of {} cross-attentions", report.attached.len()),
+            // A trunk without cross-attention.
+            Err(Error::NoMatch { .. }) => {}
+            Err(other) => return Err(other),
+        }
+        let norms = trunk.norms()?;
+        if !norms.is_empty() {
+            summary += &format!("; {} norms learn", norms.len());
+        }
+        for norm in norms {
+            norm.train(params)?;
+        }
+        Ok(summary)
     }
 
     fn note(&self) -> String {
         format!("{} r={} h={}", self.variant, self.bottleneck, self.heads)
+    }
+
+    fn candidates(&self) -> Result<Vec<Value>> {
+        let open = if self.is_open() { &Variant::ALL[..] } else { &[] };
+        open.iter().map(|variant| to_value(&self.with(variant.name()))).collect()
     }
 }

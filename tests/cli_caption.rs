@@ -1,0 +1,83 @@
+//! `finetune --task caption`: methods side by side, the choice of a variant, and what is refused.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+fn finetune(line: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_graftwork"));
+    command.args(["finetune", "--task", "caption", "--device", "cpu"]).args(line.split_whitespace());
+    command
+}
+
+fn scratch(test: &str) -> PathBuf {
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("caption").join(test);
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
+/// What it printed, and its report.
+fn report(line: &str, dir: &Path) -> (String, Value) {
+    let path = dir.join("report.json");
+    let output = finetune(line).arg("--json").arg(&path).output().unwrap();
+    assert!(output.status.success(), "{line}\n{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    (text, serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap())
+}
+
+fn refusal(mut command: Command) -> String {
+    let output = command.output().unwrap();
+    assert!(!output.status.success());
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn every_method_learns_and_is_the_same_when_loaded_back() {
+    let dir = scratch("methods");
+    let (_, report) = report("--method lora,adapter,vl-adapter,vl-pet --steps 12 --batch 16 --warmup 2", &dir);
+    for run in report["runs"].as_array().unwrap() {
+        let losses: Vec<f64> = run["losses"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+        assert!(losses[11] < 0.8 * losses[0], "{}: {losses:?}", run["method"]);
+        assert_eq!(run["exact_match_after"], run["exact_match_reloaded"]);
+    }
+    // Six places of 2·(2·64·8 + 8 + 64), two value projections of half of that, seven norms.
+    assert_eq!(report["runs"][3]["trainable_params"], 6 * 2192 + 2 * 1096 + 7 * 128);
+}
+
+#[test]
+fn auto_names_its_choice_within_the_budget() {
+    let line = "--method vl-pet --granularity auto --budget 5% --trial-steps 4 --steps 1 --batch 8";
+    let (text, report) = report(line, &scratch("auto"));
+    assert!(text.contains("large r=8 h=4: ") && text.contains("over the budget of 5.00 %"), "{text}");
+    assert!(text.contains("chosen: "), "{text}");
+    let chosen = report["recipe"]["variant"].as_str().unwrap();
+    assert!(["middle-x", "middle-y", "small"].contains(&chosen), "{chosen}");
+}
+
+#[test]
+fn bad_input_is_refused_with_what_would_do() {
+    let message = refusal(finetune("--method vl-pet --variant auto --budget 0.1%"));
+    assert!(message.contains("`budget`") && message.contains("at least"), "{message}");
+    let message = refusal(finetune("--method vl-pet --variant huge"));
+    assert!(message.contains("large, middle-x, middle-y or small"), "{message}");
+    let message = refusal(finetune("--method vl-pet --heads 3"));
+    assert!(message.contains("heads"), "{message}");
+
+    let dir = scratch("bad");
+    let shipped = std::fs::read_to_string("data/captions/captions.json").unwrap();
+    let images = std::fs::canonicalize("data/digits").unwrap();
+    let moved = shipped.replace("../digits", images.to_str().unwrap());
+    for (from, to, part) in [
+        ("this is a {word}.", "what? {word}", "'?'"),
+        ("\"seven\", ", "", "9 words"),
+        ("this is a {word}.", "this is a long sentence about nothing but the digit {word}.", "at most 48"),
+    ] {
+        std::fs::write(dir.join("captions.json"), moved.replace(from, to)).unwrap();
+        let mut command = finetune("--method lora --steps 1");
+        command.arg("--data").arg(&dir);
+        let message = refusal(command);
+        assert!(message.contains(part), "{message}");
+    }
+}
