@@ -108,7 +108,7 @@ pub struct Args {
     /// Score the held-out samples every N steps [default: 50 times a run with --plot, else only at its ends]
     #[arg(long, value_name = "N")]
     pub eval_every: Option<u64>,
-    /// Draw scores and densities over steps, and the blocks that were chosen, as SVG
+    /// Draw scores and densities over steps, and the blocks that were chosen, as SVG (with --task graph: sweeps of threshold and noise)
     #[arg(long, value_name = "FILE")]
     pub plot: Option<PathBuf>,
     /// Write the report as JSON

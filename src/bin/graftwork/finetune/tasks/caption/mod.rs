@@ -22,6 +22,7 @@ pub const ENTRY: Entry = Entry {
     trunk: "data/captions/trunk",
     data: "data/captions",
     open: |dir| Ok(Box::new(Job(Arc::new(Captions::load(dir)?)))),
+    study: None,
 };
 
 struct Job(Arc<Captions>);

@@ -7,7 +7,7 @@ mod describe;
 mod plot;
 mod study;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use graftwork::device::on_workers;
@@ -62,9 +62,6 @@ pub struct GraphOptions {
     /// Judge by the training images without a label instead of the held-out ones: what recipes are chosen by
     #[arg(long)]
     pub validation: bool,
-    /// Sweep threshold and noise as well, and plot the accuracies as SVG
-    #[arg(long, value_name = "FILE")]
-    pub plot: Option<PathBuf>,
 }
 
 #[derive(Serialize)]
@@ -103,7 +100,7 @@ fn run(args: &Args, device: &Device) -> Result<ExitCode> {
     let options = &args.graph;
     let learners = learners(args)?;
     check(args)?;
-    if let Some(path) = args.json.iter().chain(&options.plot).next() {
+    if let Some(path) = args.json.iter().chain(&args.plot).next() {
         output::probe(path)?;
     }
     let data = args.data.as_deref().unwrap_or(Path::new(ENTRY.data));
@@ -143,7 +140,7 @@ fn run(args: &Args, device: &Device) -> Result<ExitCode> {
         }
     }
     say!("\n{}", table(&report, &options.labels));
-    if let Some(path) = &options.plot {
+    if let Some(path) = &args.plot {
         let labels = options.labels[0];
         let seeds = options.seeds.min(study::SWEEP_SEEDS);
         let point = |at, threshold, noise| {
