@@ -12,9 +12,8 @@ mod toolkit;
 
 /// The table of kernels, the same file that the crate compiles.
 #[allow(dead_code)]
-mod table {
-    include!("src/kernels/table.rs");
-}
+#[path = "src/kernels/table/mod.rs"]
+mod table;
 
 use std::env;
 use std::fmt::Write as _;
@@ -26,7 +25,7 @@ use table::{Class, FAMILIES};
 fn main() {
     println!("cargo:rustc-check-cfg=cfg(graftwork_kernels)");
     println!("cargo:rustc-check-cfg=cfg(graftwork_disassembler)");
-    for file in ["build.rs", "build", "src/kernels/table.rs", "scripts/fetch_nvcc.sh"] {
+    for file in ["build.rs", "build", "src/kernels/table", "scripts/fetch_nvcc.sh"] {
         // The script that fetches nvcc touches itself when it has done so.
         if Path::new(file).exists() {
             println!("cargo:rerun-if-changed={file}");

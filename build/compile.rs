@@ -186,7 +186,7 @@ fn check_symbols(job: &Job, ptx: &Path) -> Result<Vec<u32>, String> {
     let extra: Vec<&str> = has.keys().filter(|symbol| !wants.contains(*symbol)).copied().collect();
     if !missing.is_empty() || !extra.is_empty() {
         return Err(format!(
-            "{} and the kernel table (src/kernels/table.rs) disagree; in the table alone: {missing:?}; in the source alone: {extra:?}",
+            "{} and the kernel table (src/kernels/table/) disagree; in the table alone: {missing:?}; in the source alone: {extra:?}",
             job.source()
         ));
     }
