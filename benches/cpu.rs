@@ -11,12 +11,12 @@ use graftwork::autograd::{Grads, Tape, Var};
 use graftwork::graph::{Adjacency, Csr};
 use graftwork::models::vit::Vit;
 use graftwork::ops::{
-    Activation, AttentionOptions, CosineOptions, CrossEntropyOptions, LowRank, Reduce, activation, attention,
-    cosine_graph, cross_entropy, frozen_linear, layer_norm, scale_add, spmm,
+    Activation, AttentionOptions, CosineOptions, CrossEntropyOptions, LowRank, Reduce, Transposed, activation, attention,
+    block_sparse_linear, cosine_graph, cross_entropy, dds, frozen_linear, layer_norm, scale_add, sdd, spmm,
 };
 use graftwork::optim::{AdamW, AdamWConfig};
 use graftwork::rng::Stream;
-use graftwork::tensor::{FrozenWeight, ParamSet, ParamSetBuilder};
+use graftwork::tensor::{BlockPattern, FrozenWeight, ParamSet, ParamSetBuilder};
 use graftwork::testing::{bare_product, normal};
 use graftwork::{DType, Device, Tensor};
 use rayon::prelude::*;
@@ -76,6 +76,32 @@ fn linear(c: &mut Criterion) {
                 let update = LowRank { a: &a, b: &b, scale: 2.0, dropout: 0.0, site: 0 };
                 frozen_linear(&mut Tape::inference(&params), &x, &weight, Some(&bias), Some(update)).unwrap()
             });
+        });
+    }
+    group.finish();
+}
+
+/// A quarter of the blocks exist: the three products of a step, beside the dense one.
+fn block_sparse(c: &mut Criterion) {
+    const EDGE: usize = 1024;
+    let params = no_params();
+    let mut group = c.benchmark_group("block_sparse_1024x1024x1024_density_0.25");
+    bare_gemm(&mut group, "dense", [EDGE; 3]);
+    let (x, dy) = (constant("x", &[EDGE, EDGE]), constant("dy", &[EDGE, EDGE]));
+    for block in [16, 32, 64, 128] {
+        let stream = Stream { seed: 1, step: 0, site: 0 };
+        let pattern = BlockPattern::random(&Device::cpu(), [EDGE, EDGE], block, 0.25, stream).unwrap();
+        let values = constant("values", &pattern.value_dims());
+        group.bench_function(BenchmarkId::new("y = x Sᵀ", block), |bench| {
+            bench.iter(|| block_sparse_linear(&mut Tape::inference(&params), &x, &pattern, &values, 1.0).unwrap());
+        });
+        group.bench_function(BenchmarkId::new("dx = dy S", block), |bench| {
+            let mut tape = Tape::inference(&params);
+            bench.iter(|| dds(&mut tape, &dy, &pattern, &values, Transposed::default(), 1.0).unwrap());
+        });
+        group.bench_function(BenchmarkId::new("dvalues", block), |bench| {
+            let mut tape = Tape::inference(&params);
+            bench.iter(|| sdd(&mut tape, &dy, &x, &pattern, [true, false], 1.0).unwrap());
         });
     }
     group.finish();
@@ -224,6 +250,6 @@ fn training(c: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(500));
-    targets = linear, memory_bound, attend, loss, graphs, training
+    targets = linear, block_sparse, memory_bound, attend, loss, graphs, training
 }
 criterion_main!(benches);

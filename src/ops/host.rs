@@ -176,6 +176,23 @@ pub(crate) fn vectorised<R>(body: impl FnOnce() -> R) -> R {
     ARCH.dispatch(Vectorised(body))
 }
 
+struct RegisterBytes;
+
+impl WithSimd for RegisterBytes {
+    type Output = usize;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> usize {
+        size_of::<S::f32s>()
+    }
+}
+
+/// Bytes of the registers that [`vectorised`] code is compiled for; those of 32 and more fuse multiplication and addition.
+pub(crate) fn register_bytes() -> usize {
+    static BYTES: LazyLock<usize> = LazyLock::new(|| ARCH.dispatch(RegisterBytes));
+    *BYTES
+}
+
 /// Below this many elements a loop stays on one thread: handing out work takes some ten microseconds, in which one core adds up
 /// about as many.
 const PARALLEL_FROM: usize = 64 * 1024;

@@ -15,6 +15,8 @@ pub(crate) trait Math:
 {
     fn of(value: f64) -> Self;
     fn to_f64(self) -> f64;
+    /// `self · factor + term`, rounded once.
+    fn mul_add(self, factor: Self, term: Self) -> Self;
     fn exp(self) -> Self;
     fn ln(self) -> Self;
     fn sqrt(self) -> Self;
@@ -30,6 +32,10 @@ impl Math for f64 {
     }
     fn to_f64(self) -> f64 {
         self
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, term: Self) -> Self {
+        f64::mul_add(self, factor, term)
     }
     fn exp(self) -> Self {
         f64::exp(self)
@@ -59,6 +65,10 @@ impl Math for f32 {
     #[inline(always)]
     fn to_f64(self) -> f64 {
         f64::from(self)
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, term: Self) -> Self {
+        f32::mul_add(self, factor, term)
     }
     #[inline(always)]
     fn exp(self) -> Self {

@@ -52,7 +52,7 @@ pub fn score<T: Real>(desc: &Sampled, dy: &Tensor, x: &Tensor, weight: Option<&T
     out.par_iter_mut().enumerate().for_each_init(
         || vec![T::of(0.0); b * b],
         |tile, (e, out)| {
-            operands.block(topology, e, None, tile, T::of(1.0));
+            operands.block(topology, e, false, tile, T::of(1.0));
             let (top, left) = (topology.rows()[e] as usize * b, topology.columns()[e] as usize * b);
             let (rows, cols) = (b.min(n - top), b.min(k - left));
             let mut sum = T::of(0.0);

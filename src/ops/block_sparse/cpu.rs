@@ -1,10 +1,13 @@
-//! The reference: one small `gemm` for each block, shared out so that threads have equal work whatever the rows look like.
+//! The reference: tiles of sums over a line's blocks, shared out so that threads have equal work whatever the rows look like.
+
+mod panels;
 
 use rayon::prelude::*;
 
+use self::panels::{Panels, ROWS, tile, width};
 use super::desc::{Dense, Sampled, Side};
 use crate::autograd::Target;
-use crate::device::{Mat, MatMut, gemm_alone};
+use crate::device::{Mat, MatMut};
 use crate::error::Result;
 use crate::ops::host::{In, Out, Real};
 use crate::tensor::Tensor;
@@ -49,20 +52,24 @@ struct Call<'a, T> {
 impl<T: Real> Call<'_, T> {
     /// Y `[m, lines]`: threads share the rows of D, so that all have every block to do.
     fn right(&self, out: &mut [T]) {
-        let rows_each = self.desc.m.div_ceil(8).next_multiple_of(16).min(256);
-        out.par_chunks_mut(rows_each * self.lines).enumerate().for_each(|(chunk, out)| {
-            let rows = out.len() / self.lines;
-            if !self.keep {
-                out.fill(T::of(0.0));
-            }
-            let operand = part(self.operand, (chunk * rows_each, rows), (0, self.depth));
-            for item in &self.desc.pattern.schedule(self.desc.by_column()).items {
-                let (start, width) = self.line(item.line);
-                for (value, at, len) in self.blocks(item, width) {
-                    let left = part(operand, (0, rows), (at, len));
-                    let right = if self.desc.by_column() { value } else { value.t() };
-                    let to = MatMut { data: &mut out[start..], rows, cols: width, row_stride: self.lines };
-                    gemm_alone(to, Some(T::of(1.0)), left, right, T::of(self.desc.scale));
+        let (b, m, lines) = (self.desc.pattern.block(), self.desc.m, self.lines);
+        let width = width::<T>(b);
+        let rows = Panels::of(1, [self.depth, m], ROWS, |_| self.operand.t());
+        let values = self.values(width);
+        let offsets = self.offsets();
+        let rows_each = m.div_ceil(8).next_multiple_of(ROWS).min(32 * ROWS);
+        out.par_chunks_mut(rows_each * lines).enumerate().for_each(|(chunk, out)| {
+            let (first, count) = (chunk * rows_each / ROWS, out.len() / lines);
+            for left in (0..lines).step_by(width) {
+                let (line, panel) = (left / b, left % b / width);
+                let blocks = offsets[line] as usize..offsets[line + 1] as usize;
+                for top in (0..count).step_by(ROWS) {
+                    let stretch = |i: usize| {
+                        let (e, at, len) = self.block(blocks.start + i);
+                        (rows.steps(0, first + top / ROWS, (at, len)), values.steps(e, panel, (0, len)))
+                    };
+                    let to = place(&mut out[top * lines + left..], [count - top, lines - left], width, lines);
+                    tile(width, blocks.len(), stretch, to, self.keep, T::of(self.desc.scale));
                 }
             }
         });
@@ -87,15 +94,21 @@ impl<T: Real> Call<'_, T> {
                 Some((item, slot.take()?))
             })
             .collect();
+        let width = width::<T>(m);
+        let columns = Panels::of(1, [self.depth, m], width, |_| self.operand);
+        let values = self.values(ROWS);
         tasks.into_par_iter().for_each(|(item, out)| {
             let (_, height) = self.line(item.line);
-            if !self.keep || item.piece != DIRECT {
-                out.fill(T::of(0.0));
-            }
-            for (value, at, len) in self.blocks(item, height) {
-                let left = if self.desc.by_column() { value.t() } else { value };
-                let right = part(self.operand, (at, len), (0, m));
-                gemm_alone(MatMut::new(out, height, m), Some(T::of(1.0)), left, right, T::of(self.desc.scale));
+            let keep = self.keep && item.piece == DIRECT;
+            for left in (0..m).step_by(width) {
+                for top in (0..height).step_by(ROWS) {
+                    let stretch = |i: usize| {
+                        let (e, at, len) = self.block(item.first as usize + i);
+                        (values.steps(e, top / ROWS, (0, len)), columns.steps(0, left / width, (at, len)))
+                    };
+                    let to = place(&mut out[top * m + left..], [height - top, m - left], width, m);
+                    tile(width, item.count as usize, stretch, to, keep, T::of(self.desc.scale));
+                }
             }
         });
         for joint in &schedule.joints {
@@ -118,31 +131,37 @@ impl<T: Real> Call<'_, T> {
         (start, b.min(self.lines - start))
     }
 
-    /// The blocks of an item: values as stored, cut at the matrix's edge, and where and how far they reach along the sum.
-    fn blocks(&self, item: &Item, extent: usize) -> impl Iterator<Item = (Mat<'_, T>, usize, usize)> {
-        let (b, topology, by_column) = (self.desc.pattern.block(), self.desc.pattern.topology(), self.desc.by_column());
-        (item.first as usize..(item.first + item.count) as usize).map(move |p| {
-            let (e, other) = if by_column {
-                (topology.t_blocks()[p] as usize, topology.t_rows()[p])
-            } else {
-                (p, topology.columns()[p])
-            };
-            let at = other as usize * b;
-            let len = b.min(self.depth - at);
-            let (rows, cols) = if by_column { (len, extent) } else { (extent, len) };
-            (part(block_of(self.values, e, b), (0, rows), (0, cols)), at, len)
+    /// Where each line's blocks begin.
+    fn offsets(&self) -> &[u32] {
+        let topology = self.desc.pattern.topology();
+        if self.desc.by_column() { topology.t_offsets() } else { topology.row_offsets() }
+    }
+
+    /// The block at `p` of the lines' order, and where and how far it reaches along the sum.
+    fn block(&self, p: usize) -> (usize, usize, usize) {
+        let (b, topology) = (self.desc.pattern.block(), self.desc.pattern.topology());
+        let (e, other) = if self.desc.by_column() {
+            (topology.t_blocks()[p] as usize, topology.t_rows()[p])
+        } else {
+            (p, topology.columns()[p])
+        };
+        let at = other as usize * b;
+        (e, at, b.min(self.depth - at))
+    }
+
+    /// The blocks, each with its rows along the sum and its columns along the line.
+    fn values(&self, width: usize) -> Panels<T> {
+        let b = self.desc.pattern.block();
+        Panels::of(self.desc.pattern.nnz(), [b, b], width, |e| {
+            let block = Mat::new(&self.values[e * b * b..(e + 1) * b * b], b, b);
+            if self.desc.by_column() { block } else { block.t() }
         })
     }
 }
 
-fn block_of<T>(values: &[T], e: usize, b: usize) -> Mat<'_, T> {
-    Mat::new(&values[e * b * b..(e + 1) * b * b], b, b)
-}
-
-/// `rows` rows from `top` and `cols` columns from `left`.
-pub(crate) fn part<T>(m: Mat<'_, T>, (top, rows): (usize, usize), (left, cols): (usize, usize)) -> Mat<'_, T> {
-    let start = if rows == 0 || cols == 0 { 0 } else { top * m.row_stride + left * m.col_stride };
-    Mat { data: &m.data[start..], rows, cols, ..m }
+/// Where a tile goes, of an output of which `rest` rows and columns are left.
+fn place<T>(data: &mut [T], rest: [usize; 2], width: usize, row_stride: usize) -> MatMut<'_, T> {
+    MatMut { data, rows: rest[0].min(ROWS), cols: rest[1].min(width), row_stride }
 }
 
 pub fn sampled<T: Real>(desc: &Sampled, a: &Tensor, b: &Tensor, target: &Target) -> Result<()> {
@@ -151,35 +170,57 @@ pub fn sampled<T: Real>(desc: &Sampled, a: &Tensor, b: &Tensor, target: &Target)
     let operands = Operands::new(desc, &a, &b);
     let (topology, edge) = (desc.pattern.topology(), desc.pattern.block());
     out.par_chunks_mut(edge * edge).enumerate().for_each(|(e, block)| {
-        operands.block(topology, e, target.accumulate.then(|| T::of(1.0)), block, T::of(desc.scale));
+        operands.block(topology, e, target.accumulate, block, T::of(desc.scale));
     });
     out.finish()
 }
 
+/// Tokens of a panel that a tile takes at a time: what all tiles of a block read of B stays in the first-level cache.
+const TOKENS: usize = 256;
+
 /// op(A) `[n, m]` and op(B) `[m, k]` of a sampled product.
-pub(crate) struct Operands<'a, T> {
-    a: Mat<'a, T>,
-    b: Mat<'a, T>,
+pub(crate) struct Operands<T> {
+    /// By rows of blocks.
+    a: Panels<T>,
+    b: Panels<T>,
+    width: usize,
+    m: usize,
 }
 
-impl<'a, T: Real> Operands<'a, T> {
-    pub fn new(desc: &Sampled, a: &'a [T], b: &'a [T]) -> Self {
-        let ([n, k], m) = (desc.pattern.shape(), desc.m);
+impl<T: Real> Operands<T> {
+    pub fn new(desc: &Sampled, a: &[T], b: &[T]) -> Self {
+        let ([n, k], m, edge) = (desc.pattern.shape(), desc.m, desc.pattern.block());
+        let width = width::<T>(edge);
+        let a = if desc.a_t { Mat::new(a, m, n) } else { Mat::new(a, n, m).t() };
+        let b = if desc.b_t { Mat::new(b, k, m).t() } else { Mat::new(b, m, k) };
+        let row_of_blocks =
+            |i: usize| Mat { data: &a.data[i * edge * a.col_stride..], cols: edge.min(n - i * edge), ..a };
         Operands {
-            a: if desc.a_t { Mat::new(a, m, n).t() } else { Mat::new(a, n, m) },
-            b: if desc.b_t { Mat::new(b, k, m).t() } else { Mat::new(b, m, k) },
+            a: Panels::of(n.div_ceil(edge), [m, edge], ROWS, row_of_blocks),
+            b: Panels::of(1, [m, k], width, |_| b),
+            width,
+            m,
         }
     }
 
-    /// Block e of the product, `out [b, b]`. What lies beyond the edge becomes zero.
-    pub fn block(&self, topology: &Topology, e: usize, keep: Option<T>, out: &mut [T], scale: T) {
-        let ([n, k], b, m) = (topology.shape(), topology.block(), self.a.cols);
-        let (top, left) = (topology.rows()[e] as usize * b, topology.columns()[e] as usize * b);
-        let (rows, cols) = (b.min(n - top), b.min(k - left));
-        if keep.is_none() && (rows < b || cols < b) {
+    /// Block e of the product, `out [b, b]`. What lies beyond the edge becomes zero, unless it is kept.
+    pub fn block(&self, topology: &Topology, e: usize, keep: bool, out: &mut [T], scale: T) {
+        let ([n, k], b, width) = (topology.shape(), topology.block(), self.width);
+        let (row, column) = (topology.rows()[e] as usize, topology.columns()[e] as usize);
+        let (rows, cols) = (b.min(n - row * b), b.min(k - column * b));
+        if !keep {
             out.fill(T::of(0.0));
         }
-        let (a, right) = (part(self.a, (top, rows), (0, m)), part(self.b, (0, m), (left, cols)));
-        gemm_alone(MatMut { data: out, rows, cols, row_stride: b }, keep, a, right, scale);
+        for start in (0..self.m).step_by(TOKENS) {
+            let tokens = (start, TOKENS.min(self.m - start));
+            for left in (0..cols).step_by(width) {
+                for top in (0..rows).step_by(ROWS) {
+                    let panel = (column * b + left) / width;
+                    let stretch = |_| (self.a.steps(row, top / ROWS, tokens), self.b.steps(0, panel, tokens));
+                    let to = place(&mut out[top * b + left..], [rows - top, cols - left], width, b);
+                    tile(width, 1, stretch, to, true, scale);
+                }
+            }
+        }
     }
 }

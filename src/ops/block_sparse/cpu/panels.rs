@@ -1,0 +1,138 @@
+//! The inner loop of every product here: both operands in panels, and a tile of sums that stays in registers from a line's first block
+//! to its last.
+//!
+//! ```text
+//!                              B, a panel of 32 or 16 columns
+//!                              +--------------------------+
+//!                         p -> |##########################|   one step: a row of the panel, as vectors,
+//!                              |                          |
+//!      A, a panel of 6 rows    +--------------------------+
+//!      +------------------+    +--------------------------+
+//!      |     #            |    |                          |   times six numbers of A, each to all lanes,
+//!      |     #            |    |      sums [6][width]     |   added to six rows of sums
+//!      +------------------+    +--------------------------+
+//!            p
+//! ```
+//!
+//! A panel keeps what one step reads side by side, `[depth][width]`, so that a tile reads two streams from front to back whatever the
+//! operands' layout, and several blocks of a line are several stretches of them. Packing moves each element once in a call.
+
+use rayon::prelude::*;
+
+use crate::device::{Mat, MatMut};
+use crate::ops::host::{Real, register_bytes, vectorised};
+
+/// Rows of a tile. With two vectors a row, twelve sums wait for their multiplications: more than any core has under way, and with the
+/// operands no more than sixteen registers.
+pub(in crate::ops::block_sparse) const ROWS: usize = 6;
+
+const NARROW: usize = 16;
+const WIDE: usize = 32;
+
+/// Columns of a tile for an output of `extent` columns: two registers of `f32`. Divides every block's edge.
+pub(in crate::ops::block_sparse) fn width<T>(extent: usize) -> usize {
+    if extent > NARROW && 2 * register_bytes() >= WIDE * size_of::<T>() { WIDE } else { NARROW }
+}
+
+/// Matrices of `depth` rows, cut into panels of `width` columns: `[matrix][panel][depth][width]`, zero where a matrix ends earlier.
+pub(in crate::ops::block_sparse) struct Panels<T> {
+    data: Vec<T>,
+    panels: usize,
+    depth: usize,
+    width: usize,
+}
+
+impl<T: Real> Panels<T> {
+    /// Of `count` matrices of `[depth, at most cols]`.
+    pub fn of<'a>(
+        count: usize,
+        [depth, cols]: [usize; 2],
+        width: usize,
+        matrix: impl Fn(usize) -> Mat<'a, T> + Sync,
+    ) -> Self {
+        let panels = cols.div_ceil(width);
+        let mut data = vec![T::of(0.0); count * panels * depth * width];
+        data.par_chunks_mut((depth * width).max(1)).enumerate().for_each(|(i, to)| {
+            fill(to, width, matrix(i / panels), i % panels * width);
+        });
+        Panels { data, panels, depth, width }
+    }
+
+    /// `len` steps from `start` of one panel.
+    pub fn steps(&self, matrix: usize, panel: usize, (start, len): (usize, usize)) -> &[T] {
+        let first = (matrix * self.panels + panel) * self.depth + start;
+        &self.data[first * self.width..(first + len) * self.width]
+    }
+}
+
+/// Columns `first ..` of a matrix, as far as it has them.
+fn fill<T: Copy>(to: &mut [T], width: usize, from: Mat<'_, T>, first: usize) {
+    let cols = width.min(from.cols.saturating_sub(first));
+    if cols == 0 {
+        return;
+    }
+    for (p, step) in to.chunks_mut(width).enumerate() {
+        let row = &from.data[p * from.row_stride + first * from.col_stride..];
+        if from.col_stride == 1 {
+            step[..cols].copy_from_slice(&row[..cols]);
+        } else {
+            for (c, s) in step[..cols].iter_mut().enumerate() {
+                *s = row[c * from.col_stride];
+            }
+        }
+    }
+}
+
+/// `out = scale · Σ A B` over `count` stretches of a panel of A and one of B, added to what `out` holds if `keep`. The sum goes from
+/// step to step in their order.
+pub(in crate::ops::block_sparse) fn tile<'a, T: Real>(
+    width: usize,
+    count: usize,
+    stretch: impl Fn(usize) -> (&'a [T], &'a [T]),
+    out: MatMut<'_, T>,
+    keep: bool,
+    scale: T,
+) {
+    // Without an instruction for it, a fused multiplication and addition is a slow call.
+    let fused = cfg!(target_arch = "aarch64") || register_bytes() >= 32;
+    match (width, fused) {
+        (WIDE, _) => vectorised(
+            #[inline(always)]
+            || sum::<T, WIDE, true>(count, stretch, out, keep, scale),
+        ),
+        (_, true) => vectorised(
+            #[inline(always)]
+            || sum::<T, NARROW, true>(count, stretch, out, keep, scale),
+        ),
+        (_, false) => vectorised(
+            #[inline(always)]
+            || sum::<T, NARROW, false>(count, stretch, out, keep, scale),
+        ),
+    }
+}
+
+#[inline(always)]
+fn sum<'a, T: Real, const W: usize, const FUSED: bool>(
+    count: usize,
+    stretch: impl Fn(usize) -> (&'a [T], &'a [T]),
+    out: MatMut<'_, T>,
+    keep: bool,
+    scale: T,
+) {
+    let mut sums = [[T::of(0.0); W]; ROWS];
+    for i in 0..count {
+        let (a, b) = stretch(i);
+        for (a, b) in a.as_chunks::<ROWS>().0.iter().zip(b.as_chunks::<W>().0) {
+            for r in 0..ROWS {
+                for c in 0..W {
+                    sums[r][c] = if FUSED { a[r].mul_add(b[c], sums[r][c]) } else { a[r] * b[c] + sums[r][c] };
+                }
+            }
+        }
+    }
+    for (row, sums) in out.data.chunks_mut(out.row_stride).take(out.rows).zip(&sums) {
+        for (o, &sum) in row[..out.cols].iter_mut().zip(sums) {
+            *o = if keep { *o + scale * sum } else { scale * sum };
+        }
+    }
+}
