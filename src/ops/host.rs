@@ -176,21 +176,21 @@ pub(crate) fn vectorised<R>(body: impl FnOnce() -> R) -> R {
     ARCH.dispatch(Vectorised(body))
 }
 
-struct RegisterBytes;
+struct Fuses;
 
-impl WithSimd for RegisterBytes {
-    type Output = usize;
+impl WithSimd for Fuses {
+    type Output = bool;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> usize {
-        size_of::<S::f32s>()
+    fn with_simd<S: Simd>(self, _: S) -> bool {
+        // Of the vector units that loops are compiled for, all of 64-bit ARM and those of x86 with wide registers.
+        cfg!(target_arch = "aarch64") || size_of::<S::f32s>() >= 32
     }
 }
 
-/// Bytes of the registers that [`vectorised`] code is compiled for; those of 32 and more fuse multiplication and addition.
-pub(crate) fn register_bytes() -> usize {
-    static BYTES: LazyLock<usize> = LazyLock::new(|| ARCH.dispatch(RegisterBytes));
-    *BYTES
+/// Whether [`vectorised`] code has an instruction that multiplies and adds; without one, `mul_add` is a slow call.
+pub(crate) fn fuses() -> bool {
+    ARCH.dispatch(Fuses)
 }
 
 /// Below this many elements a loop stays on one thread: handing out work takes some ten microseconds, in which one core adds up

@@ -4,7 +4,7 @@ mod panels;
 
 use rayon::prelude::*;
 
-use self::panels::{Panels, ROWS, tile, width};
+use self::panels::{COLS, Panels, ROWS, tile};
 use super::desc::{Dense, Sampled, Side};
 use crate::autograd::Target;
 use crate::device::{Mat, MatMut};
@@ -53,23 +53,22 @@ impl<T: Real> Call<'_, T> {
     /// Y `[m, lines]`: threads share the rows of D, so that all have every block to do.
     fn right(&self, out: &mut [T]) {
         let (b, m, lines) = (self.desc.pattern.block(), self.desc.m, self.lines);
-        let width = width::<T>(b);
         let rows = Panels::of(1, [self.depth, m], ROWS, |_| self.operand.t());
-        let values = self.values(width);
+        let values = self.values(COLS);
         let offsets = self.offsets();
         let rows_each = m.div_ceil(8).next_multiple_of(ROWS).min(32 * ROWS);
         out.par_chunks_mut(rows_each * lines).enumerate().for_each(|(chunk, out)| {
             let (first, count) = (chunk * rows_each / ROWS, out.len() / lines);
-            for left in (0..lines).step_by(width) {
-                let (line, panel) = (left / b, left % b / width);
+            for left in (0..lines).step_by(COLS) {
+                let (line, panel) = (left / b, left % b / COLS);
                 let blocks = offsets[line] as usize..offsets[line + 1] as usize;
                 for top in (0..count).step_by(ROWS) {
                     let stretch = |i: usize| {
                         let (e, at, len) = self.block(blocks.start + i);
                         (rows.steps(0, first + top / ROWS, (at, len)), values.steps(e, panel, (0, len)))
                     };
-                    let to = place(&mut out[top * lines + left..], [count - top, lines - left], width, lines);
-                    tile(width, blocks.len(), stretch, to, self.keep, T::of(self.desc.scale));
+                    let to = place(&mut out[top * lines + left..], [count - top, lines - left], lines);
+                    tile(blocks.len(), stretch, to, self.keep, T::of(self.desc.scale));
                 }
             }
         });
@@ -94,20 +93,19 @@ impl<T: Real> Call<'_, T> {
                 Some((item, slot.take()?))
             })
             .collect();
-        let width = width::<T>(m);
-        let columns = Panels::of(1, [self.depth, m], width, |_| self.operand);
+        let columns = Panels::of(1, [self.depth, m], COLS, |_| self.operand);
         let values = self.values(ROWS);
         tasks.into_par_iter().for_each(|(item, out)| {
             let (_, height) = self.line(item.line);
             let keep = self.keep && item.piece == DIRECT;
-            for left in (0..m).step_by(width) {
+            for left in (0..m).step_by(COLS) {
                 for top in (0..height).step_by(ROWS) {
                     let stretch = |i: usize| {
                         let (e, at, len) = self.block(item.first as usize + i);
-                        (values.steps(e, top / ROWS, (0, len)), columns.steps(0, left / width, (at, len)))
+                        (values.steps(e, top / ROWS, (0, len)), columns.steps(0, left / COLS, (at, len)))
                     };
-                    let to = place(&mut out[top * m + left..], [height - top, m - left], width, m);
-                    tile(width, item.count as usize, stretch, to, keep, T::of(self.desc.scale));
+                    let to = place(&mut out[top * m + left..], [height - top, m - left], m);
+                    tile(item.count as usize, stretch, to, keep, T::of(self.desc.scale));
                 }
             }
         });
@@ -160,8 +158,8 @@ impl<T: Real> Call<'_, T> {
 }
 
 /// Where a tile goes, of an output of which `rest` rows and columns are left.
-fn place<T>(data: &mut [T], rest: [usize; 2], width: usize, row_stride: usize) -> MatMut<'_, T> {
-    MatMut { data, rows: rest[0].min(ROWS), cols: rest[1].min(width), row_stride }
+fn place<T>(data: &mut [T], rest: [usize; 2], row_stride: usize) -> MatMut<'_, T> {
+    MatMut { data, rows: rest[0].min(ROWS), cols: rest[1].min(COLS), row_stride }
 }
 
 pub fn sampled<T: Real>(desc: &Sampled, a: &Tensor, b: &Tensor, target: &Target) -> Result<()> {
@@ -183,29 +181,26 @@ pub(crate) struct Operands<T> {
     /// By rows of blocks.
     a: Panels<T>,
     b: Panels<T>,
-    width: usize,
     m: usize,
 }
 
 impl<T: Real> Operands<T> {
     pub fn new(desc: &Sampled, a: &[T], b: &[T]) -> Self {
         let ([n, k], m, edge) = (desc.pattern.shape(), desc.m, desc.pattern.block());
-        let width = width::<T>(edge);
         let a = if desc.a_t { Mat::new(a, m, n) } else { Mat::new(a, n, m).t() };
         let b = if desc.b_t { Mat::new(b, k, m).t() } else { Mat::new(b, m, k) };
         let row_of_blocks =
             |i: usize| Mat { data: &a.data[i * edge * a.col_stride..], cols: edge.min(n - i * edge), ..a };
         Operands {
             a: Panels::of(n.div_ceil(edge), [m, edge], ROWS, row_of_blocks),
-            b: Panels::of(1, [m, k], width, |_| b),
-            width,
+            b: Panels::of(1, [m, k], COLS, |_| b),
             m,
         }
     }
 
     /// Block e of the product, `out [b, b]`. What lies beyond the edge becomes zero, unless it is kept.
     pub fn block(&self, topology: &Topology, e: usize, keep: bool, out: &mut [T], scale: T) {
-        let ([n, k], b, width) = (topology.shape(), topology.block(), self.width);
+        let ([n, k], b) = (topology.shape(), topology.block());
         let (row, column) = (topology.rows()[e] as usize, topology.columns()[e] as usize);
         let (rows, cols) = (b.min(n - row * b), b.min(k - column * b));
         if !keep {
@@ -213,12 +208,12 @@ impl<T: Real> Operands<T> {
         }
         for start in (0..self.m).step_by(TOKENS) {
             let tokens = (start, TOKENS.min(self.m - start));
-            for left in (0..cols).step_by(width) {
+            for left in (0..cols).step_by(COLS) {
                 for top in (0..rows).step_by(ROWS) {
-                    let panel = (column * b + left) / width;
+                    let panel = (column * b + left) / COLS;
                     let stretch = |_| (self.a.steps(row, top / ROWS, tokens), self.b.steps(0, panel, tokens));
-                    let to = place(&mut out[top * b + left..], [rows - top, cols - left], width, b);
-                    tile(width, 1, stretch, to, true, scale);
+                    let to = place(&mut out[top * b + left..], [rows - top, cols - left], b);
+                    tile(1, stretch, to, true, scale);
                 }
             }
         }

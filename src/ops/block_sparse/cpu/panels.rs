@@ -2,14 +2,14 @@
 //! to its last.
 //!
 //! ```text
-//!                              B, a panel of 32 or 16 columns
+//!                              B, a panel of 16 columns    
 //!                              +--------------------------+
 //!                         p -> |##########################|   one step: a row of the panel, as vectors,
 //!                              |                          |
 //!      A, a panel of 6 rows    +--------------------------+
 //!      +------------------+    +--------------------------+
 //!      |     #            |    |                          |   times six numbers of A, each to all lanes,
-//!      |     #            |    |      sums [6][width]     |   added to six rows of sums
+//!      |     #            |    |      sums [6][16]        |   added to six rows of sums
 //!      +------------------+    +--------------------------+
 //!            p
 //! ```
@@ -20,19 +20,12 @@
 use rayon::prelude::*;
 
 use crate::device::{Mat, MatMut};
-use crate::ops::host::{Real, register_bytes, vectorised};
+use crate::ops::host::{Real, fuses, vectorised};
 
-/// Rows of a tile. With two vectors a row, twelve sums wait for their multiplications: more than any core has under way, and with the
-/// operands no more than sixteen registers.
+/// Extents of a tile. With one register of 16 `f32` in a row, or two of 8, six rows are about as many sums as a core has under way, and
+/// with the operands fit into sixteen registers. A block's edge is whole rows of 16.
 pub(in crate::ops::block_sparse) const ROWS: usize = 6;
-
-const NARROW: usize = 16;
-const WIDE: usize = 32;
-
-/// Columns of a tile for an output of `extent` columns: two registers of `f32`. Divides every block's edge.
-pub(in crate::ops::block_sparse) fn width<T>(extent: usize) -> usize {
-    if extent > NARROW && 2 * register_bytes() >= WIDE * size_of::<T>() { WIDE } else { NARROW }
-}
+pub(in crate::ops::block_sparse) const COLS: usize = 16;
 
 /// Matrices of `depth` rows, cut into panels of `width` columns: `[matrix][panel][depth][width]`, zero where a matrix ends earlier.
 pub(in crate::ops::block_sparse) struct Panels<T> {
@@ -86,45 +79,39 @@ fn fill<T: Copy>(to: &mut [T], width: usize, from: Mat<'_, T>, first: usize) {
 /// `out = scale · Σ A B` over `count` stretches of a panel of A and one of B, added to what `out` holds if `keep`. The sum goes from
 /// step to step in their order.
 pub(in crate::ops::block_sparse) fn tile<'a, T: Real>(
-    width: usize,
     count: usize,
     stretch: impl Fn(usize) -> (&'a [T], &'a [T]),
     out: MatMut<'_, T>,
     keep: bool,
     scale: T,
 ) {
-    // Without an instruction for it, a fused multiplication and addition is a slow call.
-    let fused = cfg!(target_arch = "aarch64") || register_bytes() >= 32;
-    match (width, fused) {
-        (WIDE, _) => vectorised(
+    if fuses() {
+        vectorised(
             #[inline(always)]
-            || sum::<T, WIDE, true>(count, stretch, out, keep, scale),
-        ),
-        (_, true) => vectorised(
+            || sum::<T, true>(count, stretch, out, keep, scale),
+        );
+    } else {
+        vectorised(
             #[inline(always)]
-            || sum::<T, NARROW, true>(count, stretch, out, keep, scale),
-        ),
-        (_, false) => vectorised(
-            #[inline(always)]
-            || sum::<T, NARROW, false>(count, stretch, out, keep, scale),
-        ),
+            || sum::<T, false>(count, stretch, out, keep, scale),
+        );
     }
 }
 
 #[inline(always)]
-fn sum<'a, T: Real, const W: usize, const FUSED: bool>(
+fn sum<'a, T: Real, const FUSED: bool>(
     count: usize,
     stretch: impl Fn(usize) -> (&'a [T], &'a [T]),
     out: MatMut<'_, T>,
     keep: bool,
     scale: T,
 ) {
-    let mut sums = [[T::of(0.0); W]; ROWS];
+    let mut sums = [[T::of(0.0); COLS]; ROWS];
     for i in 0..count {
         let (a, b) = stretch(i);
-        for (a, b) in a.as_chunks::<ROWS>().0.iter().zip(b.as_chunks::<W>().0) {
+        for (a, b) in a.as_chunks::<ROWS>().0.iter().zip(b.as_chunks::<COLS>().0) {
             for r in 0..ROWS {
-                for c in 0..W {
+                for c in 0..COLS {
                     sums[r][c] = if FUSED { a[r].mul_add(b[c], sums[r][c]) } else { a[r] * b[c] + sums[r][c] };
                 }
             }
