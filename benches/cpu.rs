@@ -11,8 +11,8 @@ use graftwork::autograd::{Grads, Tape, Var};
 use graftwork::graph::{Adjacency, Csr};
 use graftwork::models::vit::Vit;
 use graftwork::ops::{
-    Activation, AttentionOptions, CosineOptions, CrossEntropyOptions, LowRank, Reduce, Transposed, activation, attention,
-    block_sparse_linear, cosine_graph, cross_entropy, dds, frozen_linear, layer_norm, scale_add, sdd, spmm,
+    Activation, AttentionOptions, CosineOptions, CrossEntropyOptions, LowRank, Reduce, Transposed, activation,
+    attention, block_sparse_linear, cosine_graph, cross_entropy, dds, frozen_linear, layer_norm, scale_add, sdd, spmm,
 };
 use graftwork::optim::{AdamW, AdamWConfig};
 use graftwork::rng::Stream;
