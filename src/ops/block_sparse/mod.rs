@@ -31,6 +31,13 @@
 //! pattern or each other, [`Error::Value`] for a scale that is not finite.
 //!
 //! The transpose index is after Gale, Narayanan, Young and Zaharia, "MegaBlocks", 2023.
+//!
+//! [`BlockPattern`]: crate::tensor::BlockPattern
+//! [`Error::Shape`]: crate::Error::Shape
+//! [`Error::DType`]: crate::Error::DType
+//! [`Error::DeviceMismatch`]: crate::Error::DeviceMismatch
+//! [`Error::NotContiguous`]: crate::Error::NotContiguous
+//! [`Error::Value`]: crate::Error::Value
 
 mod cpu;
 mod desc;
