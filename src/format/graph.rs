@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::graph::Adjacency;
 
 /// Nodes that a file may name whatever its length.
-const FREE_NODES: usize = 1 << 18;
+const FREE_NODES: usize = 1 << 17;
 /// Nodes for each byte of the file beyond.
 const NODES_PER_BYTE: usize = 4;
 

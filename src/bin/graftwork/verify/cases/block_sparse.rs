@@ -46,6 +46,11 @@ const SHAPES: [Shape; 10] = [
 pub fn all() -> Vec<Case> {
     let mut cases = Vec::new();
     for judge in [Judge::Exact, Judge::Bound] {
+        if judge == Judge::Exact {
+            // Enough tiles of 128 by 128, forward and backward, that the large kernels are taken.
+            cases.push(riding(Shape(1300, 1160, 40, 16, Random(0.5)), false, judge));
+            cases.push(riding(Shape(1300, 40, 1160, 16, Random(0.5)), false, judge));
+        }
         for (i, &shape) in SHAPES.iter().enumerate() {
             cases.push(linear(shape, judge));
             if i < 8 {
