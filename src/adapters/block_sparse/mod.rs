@@ -6,7 +6,7 @@
 //! [`Sparsity`] chooses and moves the blocks of either: scores, a schedule of densities, pruning, regrowth, and a group lasso.
 //!
 //! Patterns are data beside the trunk: whoever moves blocks attaches the family again with the new patterns, builds a new
-//! [`ParamSet`](crate::tensor::ParamSet), and lets values and moments follow with the [`Carry`](crate::optim::Carry) of
+//! [`ParamSet`], and lets values and moments follow with the [`Carry`](crate::optim::Carry) of
 //! [`carry_blocks`]. Parameters, gradients and moments therefore always are as large as the blocks that exist.
 
 mod blocks;

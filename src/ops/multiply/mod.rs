@@ -8,8 +8,8 @@
 //! Backward: `dx = dy ⊙ z`, `dz = dy ⊙ x`. Kept for it: z if x wants a gradient, x if z does.
 //!
 //! Cost: one multiplication an element; x and z are read and y written once.
-//! Errors: [`Error::Shape`](crate::Error::Shape), [`Error::DType`], [`Error::DeviceMismatch`](crate::Error::DeviceMismatch),
-//! [`Error::NotContiguous`](crate::Error::NotContiguous) for operands that do not fit.
+//! Errors: [`Error::Shape`], [`Error::DType`], [`Error::DeviceMismatch`],
+//! [`Error::NotContiguous`] for operands that do not fit.
 
 mod cpu;
 pub mod gpu;
