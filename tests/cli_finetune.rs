@@ -198,20 +198,53 @@ fn options_that_make_no_sense_are_refused() {
         ("--dropout=-0.5", "dropout"),
         ("--targets nope", "nope"),
         ("--targets regex:(", "pattern"),
+        ("--alpha 0", "alpha"),
         ("--batch 0", "batch"),
         ("--accumulate 0", "accumulate"),
         ("--clip nan", "clip"),
+        ("--clip=-1", "clip"),
         ("--weight-decay inf", "weight-decay"),
+        ("--epochs 18446744073709551615", "epochs"),
         ("--save-every 0", "save-every"),
         ("--save-every 5", "--out"),
-        ("--steps 1 --dtype f64", "dtype"),
-        ("--steps 1 --dtype i32", "dtype"),
-        ("--steps 1 --dtype nope", "nope"),
+        ("--steps 1 --dtype f64", "f32, f16, bf16"),
+        ("--steps 1 --dtype nope", "f32, f16, bf16"),
         ("--steps 1 --batch 18446744073709551615 --accumulate 18446744073709551615", "batch"),
         ("--device nope", "nope"),
         ("--method nope", "--method"),
+        ("--method adapter --reduction 100000", "from 1 to 4096"),
+        ("--method vl-pet --bottleneck 10000000000", "from 1 to 4096"),
+        ("--method vl-pet --gate-scale nan", "gate-scale"),
+        ("--method sora --alpha 0", "alpha"),
     ] {
         refused(line, &[], word);
+    }
+}
+
+/// Passed over in silence, an option would be believed.
+#[test]
+fn options_of_others_are_refused_with_who_reads_them() {
+    for (line, word) in [
+        ("--method linear-probe --rank 4", "--rank has no meaning for --task digits --method linear-probe"),
+        ("--method linear-probe --rank 4", "it is read by --method lora"),
+        ("--method lora --density 0.1", "block-sparse, sparse-adapter, s2ft"),
+        ("--method lora --labels 5", "it is read by --task graph"),
+        ("--method s2ft --regrow 0.2", "--regrow has no meaning"),
+        ("--method s2ft --low-rank 2", "--low-rank has no meaning"),
+        ("--method sparse-adapter --targets fc1", "--targets has no meaning"),
+        ("--method block-sparse --alpha 4", "block-sparse with --low-rank"),
+        ("--method block-sparse --score random --score-batches 2", "with --score gradient or snip"),
+        ("--method block-sparse --preconditioned", "with --lasso"),
+        ("--task graph --rank 4", "--rank has no meaning for --task graph --method ga-net,linear-probe"),
+    ] {
+        refused(&format!("{line} --device cpu"), &[], &word.to_lowercase());
+    }
+    let mut command = finetune("--method lora,linear-probe --rank 4 --steps 1", &[]);
+    assert!(command.output().unwrap().status.success(), "one of the methods reads it");
+    let help = Command::new(env!("CARGO_BIN_EXE_graftwork")).args(["finetune", "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    for heading in ["Options of --task digits, caption:", "Options of --method s2ft:"] {
+        assert!(help.contains(heading), "{help}");
     }
 }
 
@@ -282,9 +315,13 @@ fn resuming_with_other_options_is_refused() {
     let state = out.join("step-000004").join("state.json");
     let text = std::fs::read_to_string(&state).unwrap();
     for (from, to, word) in [
-        ("\"batch\": 32", "\"batch\": 0", "0 samples"),
-        ("\"accumulate\": 1", "\"accumulate\": 0", "0 micro-batches"),
-        ("\"rank\": 8", "\"rank\": 0", "rank"),
+        ("\"batch\": 32", "\"batch\": 0", "--batch"),
+        ("\"accumulate\": 1", "\"accumulate\": 0", "--accumulate"),
+        ("\"rank\": 8", "\"rank\": 0", "--rank"),
+        ("\"clip\": 1.0", "\"clip\": -1.0", "--clip"),
+        ("\"lr\": 0.005", "\"lr\": -0.005", "--lr"),
+        ("\"save_every\": 2", "\"save_every\": 0", "--save-every"),
+        ("\"index\": 128", "\"index\": 1000000000000", "does not stand where its settings are"),
     ] {
         assert!(text.contains(from), "{text}");
         std::fs::write(&state, text.replace(from, to)).unwrap();

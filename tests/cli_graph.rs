@@ -47,6 +47,7 @@ fn what_cannot_be_is_refused_by_name() {
     for (args, part) in [
         (&["--method", "lora"][..], "method"),
         (&["--method", "ga-net", "--labels", "0"], "labels"),
+        (&["--labels", "100000"], "labels"),
         (&["--method", "ga-net", "--seeds", "0"], "seeds"),
         (&["--method", "ga-net", "--noise", "1.5"], "noise"),
         (&["--method", "ga-net", "--threshold", "2"], "threshold"),

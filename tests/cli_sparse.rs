@@ -46,10 +46,11 @@ fn adapter(out: &Path) -> [Vec<u8>; 2] {
 /// Stopped before, between and after the steps at which its form changes, a run goes on to the same bits.
 #[test]
 fn a_run_resumed_across_changes_of_form_equals_one_that_never_stopped() {
-    let moves = "--moves-from 3 --moves-until 9 --moves-every 3 --score-batches 2 --warmup 2";
+    let moves = "--moves-from 3 --moves-until 9 --moves-every 3 --warmup 2";
+    let scored = format!("{moves} --score-batches 2");
     let cases = [
-        ("blocks", format!("--method block-sparse --density 0.06 --density-start 0.02 --regrow 0.25 {moves}")),
-        ("lasso", format!("--method block-sparse --lasso 0.02 --preconditioned --low-rank 2 --dropout 0.1 {moves}")),
+        ("blocks", format!("--method block-sparse --density 0.06 --density-start 0.02 --regrow 0.25 {scored}")),
+        ("lasso", format!("--method block-sparse --lasso 0.02 --preconditioned --low-rank 2 --dropout 0.1 {scored}")),
         ("bottleneck", format!("--method sparse-adapter --density 0.5 --regrow 0.5 --score random {moves}")),
         (
             "sora",
@@ -127,6 +128,9 @@ fn options_that_make_no_sense_are_refused() {
         ("--lasso nan", "lasso"),
         ("--score nope", "--score"),
         ("--score-batches 0", "score-batches"),
+        ("--score-batches 18446744073709551615", "score-batches"),
+        ("--density 0", "--density"),
+        ("--density-start nan", "--density-start"),
         ("--regrow 0.1 --moves-every 0", "every"),
         ("--regrow 0.1 --moves-from 9 --moves-until 8", "last_step"),
         ("--low-rank 300", "rank"),
@@ -136,6 +140,11 @@ fn options_that_make_no_sense_are_refused() {
     }
     for (line, word) in [
         ("--method sparse-adapter --width 20", "width"),
+        ("--method sparse-adapter --width 10000000000", "--width"),
+        ("--method sparse-adapter --large-sparse 0", "--large-sparse"),
+        ("--method sparse-adapter --large-sparse 1000", "--large-sparse"),
+        ("--method sparse-adapter --up-std -1", "--up-std"),
+        ("--method sparse-adapter --scale nan", "--scale"),
         ("--method sparse-adapter --places nope", "nope"),
         ("--method sparse-adapter --density 0.5 --score snip", "up-projection"),
         ("--method sora --lambda=-1", "lambda"),

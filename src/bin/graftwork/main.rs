@@ -37,7 +37,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let matches = Cli::command().get_matches();
+    let matches = Cli::command().mut_subcommand("finetune", finetune::options::grouped).get_matches();
     let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     if let (Command::Finetune(args), Some((_, given))) = (&mut cli.command, matches.subcommand()) {
         args.note_given(given);

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::methods::{self, Method};
+use super::options::{COUNT, FROM_0, number, share, size, whole};
 use super::tasks::{self, Task};
 use crate::device;
 
@@ -44,46 +45,47 @@ pub struct Args {
     /// What is learned
     #[arg(long, value_parser = tasks::names(), default_value = "digits")]
     pub task: String,
-    /// What learns; several methods, separated by commas, are trained one after another and compared
-    #[arg(long, value_parser = methods::names(), value_delimiter = ',', default_value = "lora")]
+    /// What learns; several methods, separated by commas, are trained one after another and compared [default: lora; ga-net,linear-probe for
+    /// --task graph]
+    #[arg(long, value_parser = methods::names(), value_delimiter = ',')]
     pub method: Vec<String>,
     /// Passes over the training samples [default: 50, unless --steps is given]
-    #[arg(long)]
+    #[arg(long, value_parser = whole(1..=COUNT))]
     pub epochs: Option<u64>,
     /// Stop after this many optimizer steps, counted from the run's start: a resumed run goes on to it
-    #[arg(long)]
+    #[arg(long, value_parser = whole(0..=COUNT))]
     pub steps: Option<u64>,
     /// Samples in a micro-batch
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = size(1..=COUNT))]
     pub batch: usize,
     /// Micro-batches whose gradients add up to one step
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = size(1..=COUNT))]
     pub accumulate: usize,
     /// Peak learning rate
-    #[arg(long, default_value_t = 5e-3)]
+    #[arg(long, default_value_t = 5e-3, value_parser = number(FROM_0))]
     pub lr: f64,
     /// Decay after the warm-up [default: cosine over --epochs; constant when only --steps is given]
     #[arg(long, value_enum)]
     pub schedule: Option<DecayArg>,
     /// Steps of linear warm-up
-    #[arg(long, default_value_t = 55)]
+    #[arg(long, default_value_t = 55, value_parser = whole(0..=COUNT))]
     pub warmup: u64,
-    #[arg(long, default_value_t = 0.01)]
+    #[arg(long, default_value_t = 0.01, value_parser = number(FROM_0))]
     pub weight_decay: f64,
     /// Largest global norm of the gradient; 0 turns clipping off
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = number(FROM_0))]
     pub clip: f64,
     /// Seed of starting values, data order and dropout
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// What the forward pass computes in: f32, f16, bf16 (parameters are kept in f32), or f64 on the CPU alone
-    #[arg(long, default_value = "f32")]
+    /// What the forward pass computes in; parameters are kept in f32
+    #[arg(long, default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
     pub dtype: String,
     /// Largest share of numbers that may learn, as 4% or 0.04
     #[arg(long, value_parser = share)]
     pub budget: Option<f64>,
     /// Steps of each trial where the options leave a choice
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 60, value_parser = whole(1..=COUNT))]
     pub trial_steps: u64,
     /// What backward recomputes instead of keeping
     #[arg(long, value_enum, default_value = "none")]
@@ -92,7 +94,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Write a checkpoint to --out every N steps
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole(1..=COUNT))]
     pub save_every: Option<u64>,
     /// Go on from the newest checkpoint in DIR, with the options it was started with
     #[arg(long, value_name = "DIR")]
@@ -106,7 +108,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
     /// Score the held-out samples every N steps [default: 50 times a run with --plot, else only at its ends]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole(1..=COUNT))]
     pub eval_every: Option<u64>,
     /// Draw scores and densities over steps, and the blocks that were chosen, as SVG (with --task graph: sweeps of threshold and noise)
     #[arg(long, value_name = "FILE")]
@@ -154,10 +156,17 @@ pub struct Pace {
 const DEFAULT_EPOCHS: u64 = 50;
 
 impl Args {
-    /// Notes which options the user gave, so that resuming can tell a wish from a default.
+    /// Notes which options the user gave, so that a wish can be told from a default, and takes the task's methods where none is named.
     pub fn note_given(&mut self, matches: &clap::ArgMatches) {
+        // Groups of options have ids too, named like types.
+        let is_option = |id: &&clap::Id| id.as_str().starts_with(|c: char| c.is_ascii_lowercase());
         let given = |id: &&clap::Id| matches.value_source(id.as_str()) == Some(clap::parser::ValueSource::CommandLine);
-        self.given = matches.ids().filter(given).map(|id| id.as_str().to_string()).collect();
+        self.given = matches.ids().filter(is_option).filter(given).map(|id| id.as_str().to_string()).collect();
+        if self.method.is_empty()
+            && let Ok(task) = tasks::by_name(&self.task)
+        {
+            self.method = task.methods.iter().map(|name| name.to_string()).collect();
+        }
     }
 
     /// Where the frozen trunk lies.
@@ -168,46 +177,26 @@ impl Args {
 
     /// The recipe of a run of `method` that starts now.
     pub fn recipe(&self, method: &str, task: &dyn Task) -> Result<Recipe> {
-        self.recipe_on(method, tasks::fingerprint(&self.trunk()?, task.trunk_files())?)
+        let fingerprint = tasks::fingerprint(&self.trunk()?, task.trunk_files())?;
+        self.recipe_on(method, fingerprint, task.samples())
     }
 
-    pub fn recipe_on(&self, method: &str, trunk_fingerprint: String) -> Result<Recipe> {
+    pub fn recipe_on(&self, method: &str, trunk_fingerprint: String, samples: usize) -> Result<Recipe> {
         let bad = |argument, expected: &str, got: String| Error::Value {
             op: "finetune",
             argument,
             expected: expected.into(),
             got,
         };
-        let dtype: DType = self.dtype.parse()?;
-        if !dtype.is_float() {
-            return Err(bad("dtype", "f32, f16, bf16 or f64", self.dtype.clone()));
-        }
-        if self.batch == 0 {
-            return Err(bad("batch", "at least 1", "0".into()));
-        }
-        if self.accumulate == 0 {
-            return Err(bad("accumulate", "at least 1", "0".into()));
-        }
         if !fits_counters(self.batch, self.accumulate) {
             let expected = format!("with --accumulate {} at most {} samples a step", self.accumulate, u32::MAX);
             return Err(bad("batch", &expected, self.batch.to_string()));
         }
-        if self.save_every == Some(0) {
-            return Err(bad("save-every", "at least 1", "0".into()));
-        }
-        if self.eval_every == Some(0) {
-            return Err(bad("eval-every", "at least 1", "0".into()));
-        }
         if self.save_every.is_some() && self.out.is_none() && self.resume.is_none() {
             return Err(bad("save-every", "a run with --out DIR to write to", "given without one".into()));
         }
-        if !(self.clip.is_finite() && self.clip >= 0.0) {
-            return Err(bad("clip", "a finite number, 0 or more", self.clip.to_string()));
-        }
-        if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
-            return Err(bad("weight-decay", "a finite number, 0 or more", self.weight_decay.to_string()));
-        }
-        let settings = match (methods::by_name(method)?.settings)(&self.methods)? {
+        let steps = self.horizon(steps_per_epoch(samples, self.batch, self.accumulate));
+        let settings = match (methods::by_name(method)?.settings)(&self.methods, steps)? {
             Value::Object(settings) => settings,
             other => return Err(bad("method", "settings with names", other.to_string())),
         };
@@ -229,11 +218,7 @@ impl Args {
     /// The pace of a run that starts now over `samples` samples. The schedule's horizon is --epochs if given, else --steps; a run with
     /// --steps alone keeps its rate constant, so that it can be resumed to a later step and be the same run.
     pub fn pace(&self, recipe: &Recipe, samples: usize) -> Result<Pace> {
-        let by_epochs = self.epochs.unwrap_or(DEFAULT_EPOCHS).saturating_mul(recipe.steps_per_epoch(samples));
-        let horizon = match (self.epochs, self.steps) {
-            (None, Some(steps)) => steps,
-            _ => by_epochs,
-        };
+        let horizon = self.horizon(recipe.steps_per_epoch(samples));
         let decay = match self.schedule {
             Some(decay) => decay.into(),
             None if self.steps.is_some() && self.epochs.is_none() => Decay::Constant,
@@ -242,9 +227,17 @@ impl Args {
         let warmup = if decay == Decay::Constant { self.warmup } else { self.warmup.min(horizon) };
         Ok(Pace {
             schedule: Schedule::new(self.lr, decay, warmup, horizon)?,
-            last_step: self.last_step(recipe, samples, by_epochs),
+            last_step: self.last_step(recipe, samples, horizon),
             save_every: self.save_every,
         })
+    }
+
+    /// Steps that a run is planned for, wherever it is stopped.
+    fn horizon(&self, steps_per_epoch: u64) -> u64 {
+        match (self.epochs, self.steps) {
+            (None, Some(steps)) => steps,
+            (epochs, _) => epochs.unwrap_or(DEFAULT_EPOCHS).saturating_mul(steps_per_epoch),
+        }
     }
 
     /// Where the run stops: the smaller of what --steps and --epochs ask for; `planned` if neither is given.
@@ -259,21 +252,14 @@ impl Args {
     }
 }
 
-/// A share from `4%` or `0.04`.
-fn share(text: &str) -> std::result::Result<f64, String> {
-    let (number, unit) = text.strip_suffix('%').map_or((text, 1.0), |number| (number, 0.01));
-    let share = number.trim().parse::<f64>().map(|number| number * unit);
-    share.ok().filter(|share| *share > 0.0 && *share <= 1.0).ok_or_else(|| "expected a share as 4% or 0.04".into())
-}
-
 /// Whether the samples of a step can be counted, and there are any.
 fn fits_counters(batch: usize, accumulate: usize) -> bool {
     batch.checked_mul(accumulate).is_some_and(|samples| samples > 0 && u32::try_from(samples).is_ok())
 }
 
 impl Recipe {
-    /// For a recipe that comes from a file: the options of a command line are checked one by one.
-    pub fn is_sound(&self) -> bool {
+    /// For a recipe that comes from a file.
+    pub fn fits_counters(&self) -> bool {
         fits_counters(self.batch, self.accumulate)
     }
 
@@ -292,6 +278,10 @@ impl Recipe {
 
     /// Optimizer steps of one pass over `samples` samples.
     pub fn steps_per_epoch(&self, samples: usize) -> u64 {
-        samples.div_ceil(self.batch * self.accumulate) as u64
+        steps_per_epoch(samples, self.batch, self.accumulate)
     }
+}
+
+fn steps_per_epoch(samples: usize, batch: usize, accumulate: usize) -> u64 {
+    samples.div_ceil(batch * accumulate) as u64
 }

@@ -6,6 +6,7 @@ mod choose;
 mod lock;
 mod methods;
 mod model;
+pub mod options;
 mod plot;
 mod report;
 mod resume;
@@ -35,6 +36,7 @@ const POINTS: u64 = 50;
 const INTERRUPTED: u8 = 130;
 
 pub fn run(args: &Args) -> Result<ExitCode> {
+    options::require_read(args)?;
     let device = device::open(args.device.as_deref())?;
     let entry = tasks::by_name(&args.task)?;
     if let Some(study) = entry.study {

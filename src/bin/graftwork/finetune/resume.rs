@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::args::{Args, Pace, Recipe};
 use super::methods;
 use super::model::Adapted;
+use super::options;
 use super::tasks::{self, Task};
 use super::train::{Course, Trainer};
 
@@ -65,12 +66,9 @@ pub fn resume(dir: &Path, args: &Args, method: &str, task: &dyn Task, device: &D
     if let Some(trunk) = &args.trunk {
         recipe.trunk.clone_from(trunk);
     }
-    if !recipe.is_sound() {
-        let reason = format!("has {} micro-batches of {} samples a step", recipe.accumulate, recipe.batch);
-        return Err(Error::File { path, reason });
-    }
     let Course { mut pace, history } = from_value(&path, &saved.state.schedule)?;
-    hold_to_what_was_given(&path, args, method, &recipe, &pace)?;
+    require_in_range(&path, &recipe, &pace)?;
+    hold_to_what_was_given(&path, args, method, &recipe, &pace, task.samples())?;
     if tasks::fingerprint(&recipe.trunk, task.trunk_files())? != recipe.trunk_fingerprint {
         let reason =
             format!("was trained on another trunk than {}; pass --trunk DIR of that one", recipe.trunk.display());
@@ -85,6 +83,10 @@ pub fn resume(dir: &Path, args: &Args, method: &str, task: &dyn Task, device: &D
     trainer.step = saved.state.progress.step;
     trainer.losses = saved.losses;
     trainer.history = history;
+    if trainer.progress() != saved.state.progress || trainer.losses.len() as u64 != trainer.step {
+        let reason = format!("does not stand where its settings are after step {}", trainer.step);
+        return Err(Error::File { path, reason });
+    }
     if trainer.step >= trainer.pace.last_step {
         say!(
             "nothing is left to train: the checkpoint is at step {}, the run ends at {}",
@@ -117,9 +119,36 @@ fn newest(dir: &Path) -> Result<PathBuf> {
     Ok(latest.path)
 }
 
+/// What is read was perhaps not written by this command.
+fn require_in_range(path: &Path, recipe: &Recipe, pace: &Pace) -> Result<()> {
+    let mut settings = as_value(path, recipe)?.as_object().cloned().unwrap_or_default();
+    for (option, value) in [
+        ("lr", Value::from(pace.schedule.lr)),
+        ("warmup", pace.schedule.warmup_steps.into()),
+        ("steps", pace.last_step.into()),
+        ("save_every", pace.save_every.into()),
+    ] {
+        settings.insert(option.into(), value);
+    }
+    options::require_in_range(path, &settings)?;
+    if recipe.fits_counters() {
+        return Ok(());
+    }
+    let reason = format!("has {} micro-batches of {} samples a step", recipe.accumulate, recipe.batch);
+    Err(Error::File { path: path.into(), reason })
+}
+
 /// A resumed run has the recipe of its checkpoint. An option on the command line that says otherwise is an error, not ignored.
-fn hold_to_what_was_given(path: &Path, args: &Args, method: &str, recipe: &Recipe, pace: &Pace) -> Result<()> {
-    let asked = Recipe { trunk: recipe.trunk.clone(), ..args.recipe_on(method, recipe.trunk_fingerprint.clone())? };
+fn hold_to_what_was_given(
+    path: &Path,
+    args: &Args,
+    method: &str,
+    recipe: &Recipe,
+    pace: &Pace,
+    samples: usize,
+) -> Result<()> {
+    let asked =
+        Recipe { trunk: recipe.trunk.clone(), ..args.recipe_on(method, recipe.trunk_fingerprint.clone(), samples)? };
     let (asked, saved) = (as_value(path, &asked)?, as_value(path, recipe)?);
     let mut differ: Vec<String> = args
         .given

@@ -7,25 +7,29 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Entry, Method, open, to_value};
+use crate::finetune::options::{Read, WIDTH, size};
 
 pub const ADAPTER: Entry = Entry {
     name: "adapter",
     about: "Bottlenecks after or beside sub-layers",
-    settings: |o| Adapter::from(&o.adapter),
+    reads: &[Read::always(&["adapter", "reduction"])],
+    settings: |o, _| Adapter::from(&o.adapter),
     open: open::<Adapter>,
 };
 
 pub const VL_ADAPTER: Entry = Entry {
     name: "vl-adapter",
     about: "VL-Adapter's bottlenecks, one set for all tasks",
-    settings: |o| to_value(&Adapter { adapter: "vl-adapter".into(), reduction: o.adapter.reduction }),
+    reads: &[Read::always(&["reduction"])],
+    settings: |o, _| to_value(&Adapter { adapter: "vl-adapter".into(), reduction: o.adapter.reduction }),
     open: open::<Adapter>,
 };
 
 pub const IA3: Entry = Entry {
     name: "ia3",
     about: "Scales of keys, values and the feed-forward's inner features",
-    settings: |o| {
+    reads: &[Read::always(&["ia3_targets"])],
+    settings: |o, _| {
         let scaled = Ia3 { ia3_targets: o.adapter.ia3_targets.clone() };
         scaled.config()?;
         to_value(&scaled)
@@ -36,17 +40,18 @@ pub const IA3: Entry = Entry {
 pub const SSF: Entry = Entry {
     name: "ssf",
     about: "Scales and shifts of every linear's output",
-    settings: |_| to_value(&Ssf {}),
+    reads: &[],
+    settings: |_, _| to_value(&Ssf {}),
     open: open::<Ssf>,
 };
 
 #[derive(clap::Args)]
 pub struct AdapterOptions {
     /// Whose bottlenecks: houlsby, pfeiffer, parallel or vl-adapter
-    #[arg(long, default_value = "houlsby")]
+    #[arg(long, default_value = "houlsby", value_parser = ["houlsby", "pfeiffer", "parallel", "vl-adapter"])]
     pub adapter: String,
     /// Width of the trunk over that of the bottleneck [default: as published]
-    #[arg(long)]
+    #[arg(long, value_parser = size(1..=WIDTH))]
     pub reduction: Option<usize>,
     /// Linears that (IA)³ scales; fc2 at its input
     #[arg(long, default_value = "k_proj,v_proj,fc2")]

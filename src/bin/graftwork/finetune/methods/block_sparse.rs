@@ -15,13 +15,41 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Entry, Method, Model, Moment, Options, Picture, to_value};
+use crate::finetune::options::{COUNT, FROM_0, PART, Read, SHARE, number, one_of, size, whole};
 
 pub const ENTRY: Entry = Entry {
     name: "block-sparse",
     about: "Blocks of linears, chosen by a score and moved by a schedule",
-    settings: |options| to_value(&BlockSparse::from(options)?),
+    reads: &[
+        Read::always(&["targets", "allocation", "low_rank"]),
+        Read::when(&["alpha", "dropout"], "with --low-rank", |args| args.methods.block_sparse.low_rank > 0),
+        BLOCKS,
+        SCORED,
+        MOVED,
+        TIMES,
+        LASSO,
+    ],
+    settings: |options, _| to_value(&BlockSparse::from(options)?),
     open: |settings| Ok(Box::new(Chosen::<BlockSparse>::open(settings)?)),
 };
+
+pub const BLOCKS: Read = Read::always(&["density", "block", "score"]);
+
+/// Batches that a score is summed over.
+pub const SCORED: Read = Read::when(&["score_batches"], "with --score gradient or snip", |args| {
+    matches!(args.methods.block_sparse.score, ScoreArg::Gradient | ScoreArg::Snip)
+});
+
+/// What makes blocks move.
+pub const MOVED: Read = Read::always(&["density_start", "regrow", "lasso"]);
+
+/// When they do.
+pub const TIMES: Read =
+    Read::when(&["moves_from", "moves_until", "moves_every"], "with --density-start, --regrow or --lasso", |args| {
+        args.methods.block_sparse.moves()
+    });
+
+pub const LASSO: Read = Read::when(&["preconditioned"], "with --lasso", |args| args.methods.block_sparse.lasso > 0.0);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ScoreArg {
@@ -64,47 +92,56 @@ impl From<AllocationArg> for Allocation {
 }
 
 #[derive(clap::Args)]
-#[command(next_help_heading = "Block-sparse options")]
 pub struct BlockSparseOptions {
     /// Share of the blocks that learn in the end, above 0 and at most 1
-    #[arg(long, default_value_t = 0.05)]
+    #[arg(long, default_value_t = 0.05, value_parser = number(SHARE))]
     pub density: f64,
     /// Edge of a block: 16, 32, 64 or 128
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, value_parser = one_of(&[16, 32, 64, 128]))]
     pub block: usize,
     /// What blocks are chosen by
     #[arg(long, value_enum, default_value = "gradient")]
     pub score: ScoreArg,
     /// Batches that a gradient score is summed over
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = whole(1..=MOST_SCORED))]
     pub score_batches: u64,
     /// Whether all blocks compete, or those of each matrix
     #[arg(long, value_enum, default_value = "global")]
     pub allocation: AllocationArg,
     /// A low-rank update of this rank beside the blocks; 0 is none
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = size(0..=256))]
     pub low_rank: usize,
     /// Share of the blocks that learn at first; the way to --density is a cubic [default: --density]
-    #[arg(long)]
+    #[arg(long, value_parser = number(SHARE))]
     pub density_start: Option<f64>,
     /// Share of the blocks that give way to others at each move, in [0, 1)
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, value_parser = number(PART))]
     pub regrow: f64,
     /// Strength of the group lasso on blocks, by a proximal step after the optimizer's; 0 is none
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, value_parser = number(FROM_0))]
     pub lasso: f64,
     /// Divide a block's threshold as Adam divides its step
     #[arg(long)]
     pub preconditioned: bool,
     /// Step of the first move; blocks move only with --density-start, --regrow or --lasso
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 100, value_parser = whole(0..=COUNT))]
     pub moves_from: u64,
     /// Step of the last move
-    #[arg(long, default_value_t = 600)]
+    #[arg(long, default_value_t = 600, value_parser = whole(0..=COUNT))]
     pub moves_until: u64,
     /// Steps between moves
-    #[arg(long, default_value_t = 50)]
+    #[arg(long, default_value_t = 50, value_parser = whole(1..=COUNT))]
     pub moves_every: u64,
+}
+
+/// Of batches: more than any data set here has, few enough to be scored in minutes.
+const MOST_SCORED: u64 = 10_000;
+
+impl BlockSparseOptions {
+    /// Whether blocks move while training goes on.
+    fn moves(&self) -> bool {
+        self.density_start.is_some_and(|start| start != self.density) || self.regrow > 0.0 || self.lasso > 0.0
+    }
 }
 
 /// Settings of choosing and moving, by the names of their options.

@@ -7,7 +7,8 @@ use super::Entry;
 pub const ENTRY: Entry = Entry {
     name: "ga-net",
     about: "A bottleneck around a graph convolution, with --task graph",
-    settings: |_| Err(elsewhere()),
+    reads: &[],
+    settings: |_, _| Err(elsewhere()),
     open: |_| Err(elsewhere()),
 };
 

@@ -15,7 +15,8 @@ use super::{Entry, Method, Model, open, to_value};
 pub const ENTRY: Entry = Entry {
     name: "linear-probe",
     about: "The task's head alone",
-    settings: |_| to_value(&LinearProbe {}),
+    reads: &[],
+    settings: |_, _| to_value(&LinearProbe {}),
     open: open::<LinearProbe>,
 };
 

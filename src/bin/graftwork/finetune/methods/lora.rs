@@ -10,28 +10,33 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Entry, Method, Model, open, to_value};
+use crate::finetune::options::{ABOVE_0, PART, Read, number, size};
 
-pub const ENTRY: Entry =
-    Entry { name: "lora", about: "Low-rank updates of linears", settings: |o| Lora::from(&o.lora), open: open::<Lora> };
+pub const ENTRY: Entry = Entry {
+    name: "lora",
+    about: "Low-rank updates of linears",
+    reads: &[Read::always(&["targets", "rank", "alpha", "rslora", "dropout"])],
+    settings: |o, _| Lora::from(&o.lora),
+    open: open::<Lora>,
+};
 
 #[derive(clap::Args)]
-#[command(next_help_heading = "Low-rank and shared adapter options")]
 pub struct LoraOptions {
     /// Modules that get an adapter: names separated by commas, all-linear, or regex:PATTERN [default: q_proj,v_proj; all-linear for
     /// block-sparse]
     #[arg(long)]
     pub targets: Option<String>,
     /// Rank of each LoRA, 1 to 256
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = size(1..=256))]
     pub rank: usize,
     /// LoRA's alpha; the update is scaled by alpha / rank [default: twice the rank]
-    #[arg(long)]
+    #[arg(long, value_parser = number(ABOVE_0))]
     pub alpha: Option<f64>,
     /// Scale by alpha / √rank instead
     #[arg(long)]
     pub rslora: bool,
     /// Dropout on the input of each LoRA, in [0, 1)
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, value_parser = number(PART))]
     pub dropout: f64,
 }
 

@@ -1,5 +1,5 @@
-//! What can learn. A method is one file: its options, its settings, how it attaches, its line in the table. It is listed here twice, in
-//! [`ALL`] and, if it has options, in [`Options`].
+//! What can learn. A method is one file: its options, which options it reads, its settings, how it attaches, its line in the table. It is
+//! listed here twice, in [`ALL`] and, if it has options, in [`Options`].
 
 mod adapter;
 mod block_sparse;
@@ -23,6 +23,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::options::Read;
 use super::tasks::Model;
 pub use moment::Moment;
 
@@ -66,9 +67,11 @@ pub struct Entry {
     pub name: &'static str,
     /// One line of help.
     pub about: &'static str,
-    /// The settings that the options ask for, checked, as a JSON object. They become part of the recipe, under the names of the options
-    /// where they are options: that is how a resumed run tells that an option says something else.
-    pub settings: fn(&Options) -> Result<Value>,
+    /// The options that it reads. Others are refused, unless another method that is trained beside it reads them.
+    pub reads: &'static [Read],
+    /// The settings that the options ask for in a run of so many steps, checked, as a JSON object. They become part of the recipe, under
+    /// the names of the options where they are options: that is how a resumed run tells that an option says something else.
+    pub settings: fn(&Options, u64) -> Result<Value>,
     /// The method that settings describe; [`open`] does it for any type that can be read.
     pub open: fn(&Value) -> Result<Box<dyn Method>>,
 }

@@ -4,18 +4,19 @@ use graftwork::Result;
 use graftwork::adapters::block_sparse::{Coupled, CoupledConfig};
 use serde::{Deserialize, Serialize};
 
-use super::block_sparse::{Chosen, Moves, Sparse};
+use super::block_sparse::{BLOCKS, Chosen, Moves, SCORED, Sparse};
 use super::{Entry, Options, to_value};
+use crate::finetune::options::Read;
 
 pub const ENTRY: Entry = Entry {
     name: "s2ft",
     about: "Slices of channels that one linear makes and the next one reads",
-    settings: |options| to_value(&S2ft::from(options)?),
+    reads: &[Read::always(&["pairs", "both_sides", "allocation"]), BLOCKS, SCORED],
+    settings: |options, _| to_value(&S2ft::from(options)?),
     open: |settings| Ok(Box::new(Chosen::<S2ft>::open(settings)?)),
 };
 
 #[derive(clap::Args)]
-#[command(next_help_heading = "S2FT options (with --density, --block and the scores)")]
 pub struct S2ftOptions {
     /// Pairs of linears, maker:reader, separated by commas
     #[arg(long, default_value = "fc1:fc2,v_proj:o_proj")]

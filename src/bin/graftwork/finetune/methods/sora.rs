@@ -12,28 +12,29 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Entry, Method, Model, Moment, Options, bad_settings, to_value};
+use crate::finetune::options::{COUNT, FROM_0, Read, number, whole};
 
 pub const ENTRY: Entry = Entry {
     name: "sora",
     about: "A LoRA with a gate on every rank, and ranks pruned by stages",
-    settings: |options| to_value(&Settings::from(options)?),
+    reads: &[Read::always(&["targets", "rank", "alpha", "dropout", "lambda", "dense_steps", "stages", "stage_steps"])],
+    settings: |options, _| to_value(&Settings::from(options)?),
     open: |settings| Ok(Box::new(Sora::open(settings)?)),
 };
 
 #[derive(clap::Args)]
-#[command(next_help_heading = "SoRA options")]
 pub struct SoraOptions {
     /// Strength of the ℓ1 penalty on gates in the last stage; --rank is what training starts with
-    #[arg(long, default_value_t = 0.2)]
+    #[arg(long, default_value_t = 0.2, value_parser = number(FROM_0))]
     pub lambda: f64,
     /// Steps before the first stage, without a penalty
-    #[arg(long, default_value_t = 400)]
+    #[arg(long, default_value_t = 400, value_parser = whole(0..=COUNT))]
     pub dense_steps: u64,
     /// Stages in which the penalty rises to --lambda
-    #[arg(long, default_value_t = 6)]
+    #[arg(long, default_value_t = 6, value_parser = whole(1..=COUNT))]
     pub stages: u64,
     /// Steps of a stage
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 100, value_parser = whole(1..=COUNT))]
     pub stage_steps: u64,
 }
 

@@ -5,33 +5,41 @@ use graftwork::adapters::block_sparse::SparseAdapterConfig;
 use graftwork::ops::Activation;
 use serde::{Deserialize, Serialize};
 
-use super::block_sparse::{Chosen, Moves, Sparse};
+use super::block_sparse::{BLOCKS, Chosen, LASSO, MOVED, Moves, SCORED, Sparse, TIMES};
 use super::{Entry, Options, to_value};
+use crate::finetune::options::{ABOVE_0, FROM_0, Read, WIDTH, number, size};
 
 pub const ENTRY: Entry = Entry {
     name: "sparse-adapter",
     about: "Bottlenecks after sub-layers, with block-sparse projections",
-    settings: |options| to_value(&SparseAdapter::from(options)?),
+    reads: &[
+        Read::always(&["places", "width", "large_sparse", "scale", "up_std"]),
+        BLOCKS,
+        SCORED,
+        MOVED,
+        TIMES,
+        LASSO,
+    ],
+    settings: |options, _| to_value(&SparseAdapter::from(options)?),
     open: |settings| Ok(Box::new(Chosen::<SparseAdapter>::open(settings)?)),
 };
 
 #[derive(clap::Args)]
-#[command(next_help_heading = "Sparse adapter options (with the block-sparse ones)")]
 pub struct SparseAdapterOptions {
     /// Sub-layers that get a bottleneck, separated by commas
     #[arg(long, default_value = "attention,mlp")]
     pub places: String,
     /// Width of a bottleneck, a multiple of --block
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = size(16..=WIDTH))]
     pub width: usize,
     /// Large-Sparse: bottlenecks this many times as wide at that share of --density
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = size(1..=64))]
     pub large_sparse: usize,
     /// Scale of what the bottleneck adds
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = number(ABOVE_0))]
     pub scale: f64,
     /// Standard deviation of the up-projection's starting values; 0 starts from the trunk itself, and leaves SNIP nothing to go by
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, value_parser = number(FROM_0))]
     pub up_std: f64,
 }
 
@@ -50,7 +58,6 @@ struct SparseAdapter {
 impl SparseAdapter {
     fn from(options: &Options) -> Result<Self> {
         let own = &options.sparse_adapter;
-        let k = own.large_sparse.max(1) as f64;
         Ok(SparseAdapter {
             places: own.places.clone(),
             width: own.width,
@@ -58,7 +65,7 @@ impl SparseAdapter {
             scale: own.scale,
             up_std: own.up_std,
             block: options.block_sparse.block,
-            moves: Moves::from(&options.block_sparse)?.at_share(1.0 / k)?,
+            moves: Moves::from(&options.block_sparse)?.at_share(1.0 / own.large_sparse as f64)?,
         })
     }
 }

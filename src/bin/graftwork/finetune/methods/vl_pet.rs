@@ -10,34 +10,35 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Entry, Method, open, to_value};
+use crate::finetune::options::{ABOVE_0, Read, WIDTH, number, size};
 
 pub const ENTRY: Entry = Entry {
     name: "vl-pet",
     about: "Bottlenecks after each sub-layer, behind a gate of chosen granularity",
-    settings: |o| VlPet::from(&o.vl_pet),
+    reads: &[Read::always(&["variant", "bottleneck", "heads", "head_layout", "gate_rank", "gate_scale", "start"])],
+    settings: |o, _| VlPet::from(&o.vl_pet),
     open: open::<VlPet>,
 };
 
 #[derive(clap::Args)]
-#[command(next_help_heading = "Bottleneck and gate options")]
 pub struct VlPetOptions {
     /// What the gate tells apart: values (large), tokens (middle-x), features (middle-y) or samples (small); auto tries them
     #[arg(long, alias = "granularity", default_value = "large")]
     pub variant: String,
     /// Rank of each bottleneck
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = size(1..=WIDTH))]
     pub bottleneck: usize,
     /// Heads of each bottleneck
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, value_parser = size(1..=WIDTH))]
     pub heads: usize,
     /// Which side has heads: down, up, down-up or pair
     #[arg(long, default_value = "down")]
     pub head_layout: String,
     /// Rank of the gate of large [default: as --bottleneck]
-    #[arg(long)]
+    #[arg(long, value_parser = size(1..=WIDTH))]
     pub gate_rank: Option<usize>,
     /// s, times everything behind the gate; 2 starts bart's gates at the trunk itself
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = number(ABOVE_0))]
     pub gate_scale: f64,
     /// Starting values as published for bart (all small) or t5 (updates at zero)
     #[arg(long, default_value = "bart")]

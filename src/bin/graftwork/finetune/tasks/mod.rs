@@ -15,6 +15,7 @@ use graftwork::tensor::{ParamSet, ParamSetBuilder};
 use graftwork::{DType, Device, Error, Result};
 
 use super::Args;
+use super::options::Read;
 
 pub const ALL: &[Entry] = &[digits::ENTRY, caption::ENTRY, graph::ENTRY];
 
@@ -27,6 +28,10 @@ pub struct Entry {
     /// Directories that ship with the repository.
     pub trunk: &'static str,
     pub data: &'static str,
+    /// What is trained where no method is named.
+    pub methods: &'static [&'static str],
+    /// The options that it reads, beside those of the methods. Others are refused.
+    pub reads: &'static [Read],
     /// Reads the data from a directory.
     pub open: fn(&Path) -> Result<Box<dyn Task>>,
     /// Runs a task that is not one training but many, compared: in place of all else.

@@ -14,6 +14,7 @@ use graftwork::tensor::{ParamSet, ParamSetBuilder};
 use graftwork::{DType, Device, Error, Result};
 
 use super::{Entry, Model, Task};
+use crate::finetune::options::TRAINING;
 use data::{Batch, Captions, FEATURES, IGNORED, Part};
 
 pub const ENTRY: Entry = Entry {
@@ -21,6 +22,8 @@ pub const ENTRY: Entry = Entry {
     about: "Captions of the digits 5 to 9 in several styles, on an encoder-decoder that spells those of 0 to 4",
     trunk: "data/captions/trunk",
     data: "data/captions",
+    methods: &["lora"],
+    reads: &[TRAINING],
     open: |dir| Ok(Box::new(Job(Arc::new(Captions::load(dir)?)))),
     study: None,
 };

@@ -13,6 +13,7 @@ use graftwork::tensor::{ParamSet, ParamSetBuilder};
 use graftwork::{DType, Device, Result};
 
 use super::{Entry, Model, Task};
+use crate::finetune::options::TRAINING;
 pub use data::{Digits, SIDE, Samples};
 
 pub const ENTRY: Entry = Entry {
@@ -20,6 +21,8 @@ pub const ENTRY: Entry = Entry {
     about: "Handwritten digits 5 to 9, on a vision transformer that knows 0 to 4",
     trunk: "data/digits/trunk",
     data: "data/digits",
+    methods: &["lora"],
+    reads: &[TRAINING],
     open: |dir| Ok(Box::new(Job(Arc::new(Digits::load(dir, 5..10)?)))),
     study: None,
 };

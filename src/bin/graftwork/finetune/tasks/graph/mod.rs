@@ -7,6 +7,7 @@ mod describe;
 mod plot;
 mod study;
 
+use std::ops::Bound;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -18,6 +19,7 @@ use serde::Serialize;
 use super::Entry;
 use super::digits::Digits;
 use crate::finetune::Args;
+use crate::finetune::options::{COUNT, Read, number, size, whole};
 use crate::output::{self, say};
 use study::{Cell, Judge, Learner, Nodes, Recipe};
 
@@ -26,6 +28,8 @@ pub const ENTRY: Entry = Entry {
     about: "Digits 5 to 9 from few labels: images and words on the graph of similar samples",
     trunk: "data/digits/trunk",
     data: "data/digits",
+    methods: &["ga-net", "linear-probe"],
+    reads: &[Read::always(&["labels", "seeds", "threshold", "top_k", "weighted", "noise", "validation"])],
     open: |_| Err(not_stepwise()),
     study: Some(run),
 };
@@ -39,25 +43,24 @@ fn not_stepwise() -> Error {
 }
 
 #[derive(clap::Args)]
-#[command(next_help_heading = "Options of --task graph")]
 pub struct GraphOptions {
     /// Labelled images of each class, one study for each number
-    #[arg(long, value_delimiter = ',', default_values_t = [5usize, 20, 100])]
+    #[arg(long, value_delimiter = ',', default_values_t = [5usize, 20, 100], value_parser = size(1..=1000))]
     pub labels: Vec<usize>,
     /// Seeds that mean and spread are taken over: of labels, starting values and noise
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = whole(1..=1000))]
     pub seeds: u64,
     /// Samples more similar than this are joined, from -1 to 1
-    #[arg(long, default_value_t = 0.7)]
+    #[arg(long, default_value_t = 0.7, value_parser = number((Bound::Included(-1.0), Bound::Included(1.0))))]
     pub threshold: f64,
     /// The most neighbours that a sample reads [default: all above the threshold]
-    #[arg(long)]
+    #[arg(long, value_parser = size(1..=COUNT))]
     pub top_k: Option<usize>,
     /// Weigh edges by their similarity
     #[arg(long)]
     pub weighted: bool,
     /// Share of the words that are replaced by nonsense, from 0 to 1
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, value_parser = number((Bound::Included(0.0), Bound::Included(1.0))))]
     pub noise: f64,
     /// Judge by the training images without a label instead of the held-out ones: what recipes are chosen by
     #[arg(long)]
@@ -99,7 +102,6 @@ pub struct Point {
 fn run(args: &Args, device: &Device) -> Result<ExitCode> {
     let options = &args.graph;
     let learners = learners(args)?;
-    check(args)?;
     if let Some(path) = args.json.iter().chain(&args.plot).next() {
         output::probe(path)?;
     }
@@ -177,55 +179,6 @@ fn learners(args: &Args) -> Result<Vec<Learner>> {
         }
     }
     Ok(all)
-}
-
-/// Options that the study reads. Others are refused rather than passed over.
-const READ: [&str; 15] = [
-    "task",
-    "method",
-    "seed",
-    "device",
-    "trunk",
-    "data",
-    "json",
-    "labels",
-    "seeds",
-    "threshold",
-    "top_k",
-    "weighted",
-    "noise",
-    "plot",
-    "validation",
-];
-
-fn check(args: &Args) -> Result<()> {
-    let options = &args.graph;
-    // Groups of options are named like types.
-    let is_option = |name: &&String| name.starts_with(|c: char| c.is_ascii_lowercase());
-    let unread = |name: &&String| !READ.contains(&name.as_str());
-    if let Some(name) = args.given.iter().filter(is_option).find(unread) {
-        return Err(Error::Unsupported {
-            op: "finetune",
-            what: format!("--{} has no meaning for the graph task", name.replace('_', "-")),
-            hint: "leave it out".into(),
-        });
-    }
-    if options.labels.is_empty() || options.labels.contains(&0) {
-        return Err(bad("labels", "numbers from 1", format!("{:?}", options.labels)));
-    }
-    if options.seeds == 0 {
-        return Err(bad("seeds", "at least 1", 0));
-    }
-    if !(0.0..=1.0).contains(&options.noise) {
-        return Err(bad("noise", "from 0 to 1", options.noise));
-    }
-    if !(-1.0..=1.0).contains(&options.threshold) {
-        return Err(bad("threshold", "from -1 to 1", options.threshold));
-    }
-    if options.top_k == Some(0) {
-        return Err(bad("top-k", "at least 1", 0));
-    }
-    Ok(())
 }
 
 fn bad(argument: &'static str, expected: &str, got: impl ToString) -> Error {
