@@ -26,6 +26,7 @@
 //
 // All arithmetic is in f32. Limited by reading H, ΔH, R and L (and dy) and writing y (dU, dL, dR) once.
 
+#include "ptx/store.cuh"
 #include "tile/gate.cuh"
 #include "tile/gemm_fma.cuh"
 #include "tile/gemm_mma.cuh"
@@ -408,7 +409,7 @@ __device__ __forceinline__ void up_f32(const Up& p, float* buffers) {
     // Its last barrier orders the reads of the operands before the sums' writes.
     Gemm::accumulate(p.gemm, work, buffers, sums);
     Gemm::each_row(sums, [&](int row, int col, const float(&four)[Gemm::TN]) {
-        *reinterpret_cast<float4*>(buffers + row * PITCH + col) = make_float4(four[0], four[1], four[2], four[3]);
+        ptx::store_shared_16(buffers + row * PITCH + col, make_float4(four[0], four[1], four[2], four[3]));
     });
     // All warps' sums are written.
     __syncthreads();

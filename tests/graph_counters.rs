@@ -51,11 +51,11 @@ fn a_sum_moves_what_it_gathers() {
         let predicted = e * (row + 1) + 2 * v;
         let share = walk.load_sectors as f64 / predicted as f64;
         assert!((0.9..1.12).contains(&share), "{name}: {} sectors, {predicted} predicted", walk.load_sectors);
-        // The compiler stores 16 bytes as four words, so that a sector is touched by four stores of a warp. Rows that are cut go
-        // through parts in f32, two a chunk at most, each number of which touches one sector at most.
-        let stores = 4 * row;
-        let parts = if hub > 0 { 2 * (v + e).div_ceil(256) * f as u64 } else { 0 };
-        let (least, most) = ((v * stores).saturating_sub(parts), v * stores + parts);
+        // Rows that are cut go through parts in f32, two a chunk at most; of 16-bit rows a thread has eight numbers, and stores
+        // them in two halves of a sector.
+        let halves = if dtype == DType::F32 { 1 } else { 2 };
+        let parts = if hub > 0 { 2 * (v + e).div_ceil(256) * (f as u64 / 8) * halves } else { 0 };
+        let (least, most) = (v * row - parts, v * row + parts);
         assert!((least..=most).contains(&walk.store_sectors), "{name}: {} sectors stored", walk.store_sectors);
         assert_eq!((walk.bank_conflicts, walk.local_accesses), (0, 0), "{name}");
     }

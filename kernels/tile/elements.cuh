@@ -9,6 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "ptx/store.cuh"
+
 namespace tile {
 
 __device__ __forceinline__ float widen(float v) { return v; }
@@ -76,9 +78,10 @@ struct Unit {
         for (int i = 0; i < PACKS; ++i) raw[i] = reinterpret_cast<const uint4*>(from)[i];
     }
 
+    // To global memory; `to` must be a multiple of 16.
     __device__ __forceinline__ void store(T* to) const {
 #pragma unroll
-        for (int i = 0; i < PACKS; ++i) reinterpret_cast<uint4*>(to)[i] = raw[i];
+        for (int i = 0; i < PACKS; ++i) ptx::store_global_16(reinterpret_cast<uint4*>(to) + i, raw[i]);
     }
 
     __device__ __forceinline__ void clear() {

@@ -6,6 +6,7 @@
 // rows, [BK][BM] and [BK][BN], so that a thread reads its rows and columns of one k as vectors. Two buffers take turns.
 #pragma once
 
+#include "ptx/store.cuh"
 #include "tile/gemm.cuh"
 #include "tile/ride.cuh"
 
@@ -14,8 +15,10 @@ namespace tile {
 // One operand's way into shared memory. K_ROWS: k runs along the rows of the matrix. SPAN is BM or BN.
 template <bool K_ROWS, int SPAN, int BK, int THREADS>
 struct StagedTile {
-    // Four floats of space after each row keep rows aligned and spread the stores of transposed chunks over the banks.
-    static constexpr int PITCH = SPAN + 4;
+    // Four floats of space after each row keep rows aligned and spread the stores of transposed chunks over the banks; chunks that
+    // stay as they are meet no bank twice in rows that follow each other at once, of 16 floats or of a multiple of 32.
+    static constexpr int PITCH = K_ROWS ? SPAN : SPAN + 4;
+    static_assert(SPAN == 16 || SPAN % 32 == 0, "the banks above");
     static constexpr int FLOATS = BK * PITCH;
     static constexpr int ROWS = K_ROWS ? BK : SPAN, CHUNKS_PER_ROW = (K_ROWS ? SPAN : BK) / 4;
     static constexpr int MINE = ROWS * CHUNKS_PER_ROW / THREADS;
@@ -92,7 +95,7 @@ struct StagedTile {
         for (int i = 0; i < MINE; ++i) {
             const int r = row_of(i), c = col_of(i);
             if constexpr (K_ROWS) {
-                *reinterpret_cast<float4*>(tile + r * PITCH + c) = chunks[i];
+                ptx::store_shared_16(tile + r * PITCH + c, chunks[i]);
             } else {
                 tile[c * PITCH + r] = chunks[i].x;
                 tile[(c + 1) * PITCH + r] = chunks[i].y;
