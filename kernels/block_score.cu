@@ -36,6 +36,7 @@ static_assert(sizeof(ScoreParams) == 72 && offsetof(ScoreParams, n) == 40 && off
               "mirrors ScoreParams in src/ops/block_score/gpu.rs");
 
 enum ScoreFlag : uint32_t {
+    // As ACCUMULATE of tile/gradient.cuh; scores are f32 always.
     ADD = 1,
     // The source is the matrix, not its blocks.
     AS_MATRIX = 2,

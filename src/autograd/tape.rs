@@ -186,10 +186,12 @@ impl Tape {
         self.backward_from(loss, one, None, grads, None)
     }
 
-    /// As [`Tape::backward`], from any value and the gradient of something in it.
+    /// As [`Tape::backward`], from any value and the gradient of something in it: contiguous, of the value's shape, dtype and device.
     pub fn backward_with(self, output: &Var, gradient: Tensor, grads: &mut Grads) -> Result<Backward> {
         gradient.require_dims("backward", "gradient", output.dims())?;
         gradient.require_dtype("backward", "gradient", output.tensor().dtype())?;
+        gradient.require_device("backward", "gradient", output.tensor().device())?;
+        gradient.require_contiguous("backward", "gradient")?;
         self.backward_from(output, gradient, None, grads, None)
     }
 

@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::kernels::KernelId;
 use crate::ops::block_sparse::{Sampled, sampled_strips};
 use crate::ops::plan::{PerDType, by_dtype, launch};
+use crate::ops::target::address_and_flags;
 use crate::tensor::{BlockPattern, Tensor};
 
 /// Mirrors `struct ScoreParams` in `kernels/block_score.cu`.
@@ -33,7 +34,6 @@ const _: () = {
     assert!(size_of::<ScoreParams>() == 72 && offset_of!(ScoreParams, n) == 40 && offset_of!(ScoreParams, first) == 56);
 };
 
-const ADD: u32 = 1;
 const AS_MATRIX: u32 = 2;
 const MEAN: u32 = 4;
 
@@ -87,6 +87,7 @@ pub fn norms(op: &'static str, pattern: &BlockPattern, matrix: &Tensor, norm: Bl
 }
 
 pub fn score(desc: &Sampled, dy: &Tensor, x: &Tensor, weight: Option<&Tensor>, target: &Target) -> Result<()> {
+    let (out, flags) = address_and_flags(desc.op, DType::F32, target)?;
     let (b, strips) = (desc.pattern.block(), desc.pattern.strips());
     let each = (WORKSPACE / (b * super::STRIP)).max(1);
     for start in (0..strips.len()).step_by(each) {
@@ -99,8 +100,8 @@ pub fn score(desc: &Sampled, dy: &Tensor, x: &Tensor, weight: Option<&Tensor>, t
         let params = ScoreParams {
             source: tiles.address()?,
             weight: weight.map_or(Ok(0), Tensor::address)?,
-            out: target.tensor.address()?,
-            flags: if target.accumulate { ADD } else { 0 },
+            out,
+            flags,
             ..params(&desc.pattern, first, count)?
         };
         dy.device().run(&Plan::from_iter([spec(desc.op, desc.dtype, &GRADIENT, params)?]))?;

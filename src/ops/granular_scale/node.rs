@@ -108,7 +108,6 @@ impl Recorded for Node {
 
     fn backward(&self, dy: &Tensor, sinks: &mut Sinks<'_>) -> Result<()> {
         let desc = &self.desc;
-        let dy = dy.contiguous()?;
         let get = |saved: &Option<Saved>| saved.as_ref().map(Saved::get).transpose();
         let (hidden, kept_update, residual) = (get(&self.hidden)?, get(&self.update)?, get(&self.residual)?);
         let (logits, rows) = (get(&self.logits)?, get(&self.rows)?);
@@ -122,7 +121,7 @@ impl Recorded for Node {
             _ => None,
         };
         let given = Given {
-            dy: &dy,
+            dy,
             hidden: hidden.as_ref(),
             update: update.as_ref(),
             bias: self.kept.bias.as_ref(),
@@ -132,7 +131,7 @@ impl Recorded for Node {
             rows: rows.as_ref(),
         };
         let pieces = if dy.device().is_cpu() { desc.m.min(1) } else { gpu::pieces(desc) };
-        let out = Gradients::new(desc, pieces, &dy, sinks)?;
+        let out = Gradients::new(desc, pieces, dy, sinks)?;
         let only_residual = [HIDDEN, UPDATE, BIAS, GATE, GATE_BIAS, UP].iter().all(|&i| !sinks.wants(i));
         if !only_residual || desc.kind.looks() {
             run(desc, &given, &out)?;
@@ -140,7 +139,7 @@ impl Recorded for Node {
         if let (Some(up), Some(gradient)) = (&self.kept.up, &out.update) {
             product::gradients(desc, gradient, kept_update.as_ref(), up, sinks)?;
         }
-        self.hand_on(&dy, &out, sinks)
+        self.hand_on(dy, &out, sinks)
     }
 }
 
