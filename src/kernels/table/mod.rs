@@ -92,17 +92,6 @@ const COLUMN_SUM: Family = Family {
     ],
 };
 
-const MULTIPLY: Family = Family {
-    source: "multiply.cu",
-    class: Class::Portable,
-    defines: &[("MULTIPLY_THREADS", 256)],
-    kernels: &[
-        plain("multiply_fwd_f32_t256_sm80", 48),
-        plain("multiply_fwd_f16_t256_sm80", 48),
-        plain("multiply_fwd_bf16_t256_sm80", 48),
-    ],
-};
-
 const NORM: Family = Family {
     source: "norm.cu",
     class: Class::Portable,
@@ -288,7 +277,6 @@ pub const FAMILIES: &[Family] = &[
     FROZEN_LINEAR_HOPPER_256,
     GRANULAR_SCALE,
     GRAPH_ATTENTION,
-    MULTIPLY,
     NORM,
     PATCH_EMBEDDING,
     POOL,

@@ -73,8 +73,8 @@ pub fn column_gate(tape: &mut Tape, x: &Var, gate: &Var) -> Result<Var> {
     }))
 }
 
-/// `target (+)= a ⊙ b`, b repeated as often as it goes into a.
-fn product(a: &Tensor, b: &Tensor, target: &Target) -> Result<()> {
+/// `target (+)= a ⊙ b`, b repeated as often as it goes into a. Operands are validated already.
+pub(crate) fn product(a: &Tensor, b: &Tensor, target: &Target) -> Result<()> {
     if a.numel() == 0 {
         return Ok(());
     }

@@ -11,16 +11,13 @@
 //! Errors: [`Error::Shape`], [`Error::DType`], [`Error::DeviceMismatch`],
 //! [`Error::NotContiguous`] for operands that do not fit.
 
-mod cpu;
-pub mod gpu;
 #[cfg(test)]
 mod tests;
 
 use crate::autograd::{Recorded, Saved, Sinks, Tape, Target, Var};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::host::with_real;
-use crate::ops::scale_add::into_dtype;
+use crate::ops::column_gate::product;
 use crate::tensor::Tensor;
 
 const OP: &str = "multiply";
@@ -63,28 +60,15 @@ const Z: usize = 1;
 pub fn multiply(tape: &mut Tape, x: &Var, z: &Var) -> Result<Var> {
     let desc = Desc::new(x.tensor(), z.tensor())?;
     let y = Tensor::empty(x.tensor().device(), x.dims(), desc.dtype)?;
-    run(&desc, x.tensor(), z.tensor(), &Target { tensor: y.clone(), accumulate: false })?;
+    product(x.tensor(), z.tensor(), &Target { tensor: y.clone(), accumulate: false })?;
     Ok(tape.record(y, &[x, z], |wants| Node {
-        desc,
         x: (wants.weights || wants.input(Z)).then(|| x.save()),
         z: (wants.weights || wants.input(X)).then(|| z.save()),
     }))
 }
 
-/// `target (+)= x ⊙ z`.
-fn run(desc: &Desc, x: &Tensor, z: &Tensor, target: &Target) -> Result<()> {
-    if desc.n == 0 {
-        return Ok(());
-    }
-    if x.device().is_cpu() {
-        return with_real!(desc.dtype, OP, T => cpu::run::<T>(x, z, target));
-    }
-    into_dtype(target, desc.dtype, |target| x.device().run(&gpu::run(desc, x, z, target)?))
-}
-
 #[derive(Debug)]
 struct Node {
-    desc: Desc,
     x: Option<Saved>,
     z: Option<Saved>,
 }
@@ -101,7 +85,7 @@ impl Recorded for Node {
     fn backward(&self, dy: &Tensor, sinks: &mut Sinks<'_>) -> Result<()> {
         for (input, factor) in [(X, &self.z), (Z, &self.x)] {
             let (Some(factor), Some(target)) = (factor, sinks.open(input)?) else { continue };
-            run(&self.desc, dy, &factor.get()?, &target)?;
+            product(dy, &factor.get()?, &target)?;
         }
         Ok(())
     }

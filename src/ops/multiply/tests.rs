@@ -1,13 +1,16 @@
 use super::*;
 use crate::autograd::Grads;
 use crate::device::Device;
+use crate::ops::check::{STORED, device, on_each_device};
 use crate::tensor::ParamSet;
 use crate::testing::{gradient, integers, normal};
 
+on_each_device!(integers_come_out_exactly);
+
 /// y, dx and dz of integers, which are exact in every dtype. `twice` takes x for z as well, so that gradients are added up.
-fn products(device: &Device, dtype: DType, n: usize, twice: bool) -> Vec<Vec<f64>> {
-    let draw = |name| Tensor::from_f32(device, &[n], &integers(name, n, 7), dtype).unwrap();
-    let params = ParamSet::none(device, dtype).unwrap();
+fn products(dtype: DType, n: usize, twice: bool) -> Vec<Vec<f64>> {
+    let draw = |name| Tensor::from_f32(&device(), &[n], &integers(name, n, 7), dtype).unwrap();
+    let params = ParamSet::none(&device(), dtype).unwrap();
     let mut tape = Tape::deterministic(&params);
     let x = tape.input(draw("x"));
     let z = if twice { x.clone() } else { tape.input(draw("z")) };
@@ -17,18 +20,14 @@ fn products(device: &Device, dtype: DType, n: usize, twice: bool) -> Vec<Vec<f64
     vec![y.tensor().to_f64_vec().unwrap(), gradient(&x), gradient(&z)]
 }
 
-#[test]
-fn integers_come_out_exactly_on_every_device() {
-    for device in [Device::cpu(), Device::emulated("sm_80").unwrap()] {
-        for dtype in [DType::F32, DType::F16, DType::BF16] {
-            for n in [0, 1, 7, 64, 2051] {
-                let [x, z, dy] = ["x", "z", "dy"].map(|name| integers(name, n, 7));
-                let times = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).collect::<Vec<_>>();
-                let got = products(&device, dtype, n, false);
-                assert_eq!(got, [times(&x, &z), times(&dy, &z), times(&dy, &x)], "{} {dtype} {n}", device.name());
-                let square: Vec<f64> = times(&dy, &x).iter().map(|v| 2.0 * v).collect();
-                assert_eq!(products(&device, dtype, n, true)[1], square);
-            }
+fn integers_come_out_exactly() {
+    for dtype in STORED {
+        for n in [0, 1, 7, 64, 2051] {
+            let [x, z, dy] = ["x", "z", "dy"].map(|name| integers(name, n, 7));
+            let times = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).collect::<Vec<_>>();
+            assert_eq!(products(dtype, n, false), [times(&x, &z), times(&dy, &z), times(&dy, &x)], "{dtype} {n}");
+            let square: Vec<f64> = times(&dy, &x).iter().map(|v| 2.0 * v).collect();
+            assert_eq!(products(dtype, n, true)[1], square, "{dtype} {n}");
         }
     }
 }
