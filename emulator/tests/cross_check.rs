@@ -6,13 +6,15 @@ mod compare;
 mod driver;
 #[path = "../examples/cross_check/golden.rs"]
 mod golden;
+#[path = "../examples/cross_check/planted.rs"]
+mod planted;
 mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use golden::Golden;
-use ptx_emulator::Numerics;
+use ptx_emulator::{FaultKind, Numerics};
 use support::program::emulate;
 use support::suite::{Agreement, all};
 
@@ -52,6 +54,23 @@ fn vectors_from_the_isa_are_up_to_date() {
     let want = all().into_iter().filter_map(|e| Some((e.id, e.want?))).collect();
     assert_eq!(golden.source, "worked out from PTX ISA 9.0");
     assert!(golden.vectors == want, "run the example with --isa tests/golden/isa.json");
+}
+
+#[test]
+fn every_planted_fault_is_one() {
+    for tool in planted::TOOLS {
+        let program = planted::program(tool).expect("a program");
+        let kind = emulate(&program, Numerics::Ascending, 0).expect_err(tool).kind;
+        let right = match tool {
+            "memcheck" => matches!(kind, FaultKind::OutOfBounds { write: true, .. }),
+            "racecheck" => matches!(kind, FaultKind::Race { .. } | FaultKind::LaneCollision { .. }),
+            "initcheck" => matches!(kind, FaultKind::UninitialisedMemory { .. }),
+            _ => matches!(kind, FaultKind::Divergent { .. }),
+        };
+        assert!(right, "{tool}: {kind:?}");
+    }
+    let (code, text) = cross_check(&["--plant", "everything"]);
+    assert!(code == 2 && text.contains("memcheck"), "{text}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use ptx_emulator::Numerics;
 
 use super::driver::Driver;
 use super::golden::{Golden, today};
+use super::planted;
 use super::support::program::{emulate, words};
 use super::support::suite::{Agreement, Entry, all};
 
@@ -15,6 +16,7 @@ const HELP: &str = "Compares the emulator with a GPU, bit by bit.
   --library FILE   the driver's library, instead of libcuda.so.1
   --isa FILE       writes the vectors worked out from the ISA; needs no GPU
   --list           names the programs
+  --plant TOOL     runs one program with the fault that this tool of compute-sanitizer looks for
 Exit status: 0 agreement, 1 a difference that is not declared, 2 no driver or no device, or a wrong argument.";
 
 /// What the programs of one family showed.
@@ -103,7 +105,7 @@ fn unknown(arguments: &[String]) -> Option<&String> {
     let mut skip = false;
     arguments.iter().find(|a| {
         let value = std::mem::take(&mut skip);
-        skip = ["--record", "--library", "--isa"].contains(&a.as_str());
+        skip = ["--record", "--library", "--isa", "--plant"].contains(&a.as_str());
         !value && !skip && a.as_str() != "--list"
     })
 }
@@ -136,6 +138,13 @@ fn perform(arguments: &[String], out: &mut dyn Write) -> Result<bool, String> {
         let vectors = suite.into_iter().filter_map(|e| Some((e.id, e.want?))).collect();
         let golden = Golden { source: "worked out from PTX ISA 9.0".into(), driver: None, date: today(), vectors };
         std::fs::write(path, golden.to_json()).map_err(|e| format!("{path}: {e}"))?;
+        return Ok(true);
+    }
+    if let Some(tool) = argument(arguments, "--plant")? {
+        let program = planted::program(tool).ok_or_else(|| format!("--plant takes {}", planted::TOOLS.join(", ")))?;
+        let driver = Driver::open(argument(arguments, "--library")?)?;
+        driver.run(&program)?;
+        say(out, format!("the fault for {tool} has run"))?;
         return Ok(true);
     }
     let record = argument(arguments, "--record")?;

@@ -207,7 +207,8 @@ impl Driver {
             .params
             .iter()
             .map(|x| match x {
-                Param::Buffer(b) | Param::Output(b) => Buffer::new(self, b).map(Some),
+                Param::Buffer(b) | Param::Output(b) => Buffer::new(self, b.len(), b).map(Some),
+                Param::Fresh(bytes) => Buffer::new(self, *bytes, &[]).map(Some),
                 _ => Ok(None),
             })
             .collect::<Result<_, _>>()?;
@@ -278,12 +279,15 @@ struct Buffer<'a> {
 }
 
 impl<'a> Buffer<'a> {
-    fn new(driver: &'a Driver, bytes: &[u8]) -> Result<Buffer<'a>, String> {
+    /// `size` bytes, the first of them as given, the others as they come.
+    fn new(driver: &'a Driver, size: usize, bytes: &[u8]) -> Result<Buffer<'a>, String> {
         let mut b = Buffer { driver, address: 0 };
-        // SAFETY: the address is a local; the copy has as many bytes on both sides.
-        unsafe {
-            driver.done("cuMemAlloc", (driver.f.alloc)(&mut b.address, bytes.len().max(1)))?;
-            driver.done("cuMemcpyHtoD", (driver.f.to_device)(b.address, bytes.as_ptr().cast(), bytes.len()))?;
+        // SAFETY: the address is a local.
+        driver.done("cuMemAlloc", unsafe { (driver.f.alloc)(&mut b.address, size.max(1)) })?;
+        if !bytes.is_empty() {
+            // SAFETY: the copy has as many bytes on both sides.
+            let code = unsafe { (driver.f.to_device)(b.address, bytes.as_ptr().cast(), bytes.len()) };
+            driver.done("cuMemcpyHtoD", code)?;
         }
         Ok(b)
     }

@@ -1,10 +1,11 @@
 //! Runs the same programs through the CUDA driver and through the emulator, and compares bits.
 //!
-//! `cargo run -p ptx-emulator --example cross_check -- [--record FILE] [--library FILE] [--list]`
+//! `cargo run -p ptx-emulator --example cross_check -- [--record FILE] [--library FILE] [--list] [--plant TOOL]`
 
 mod compare;
 mod driver;
 mod golden;
+mod planted;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 

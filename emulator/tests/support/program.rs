@@ -32,6 +32,8 @@ impl Tensor {
 pub enum Param {
     /// A buffer with these bytes.
     Buffer(Vec<u8>),
+    /// A buffer of so many bytes that nobody has written.
+    Fresh(usize),
     /// The buffer that is read back, with what it holds before.
     Output(Vec<u8>),
     Word(u32),
@@ -87,13 +89,14 @@ pub fn emulate(p: &Program, numerics: Numerics, seed: u64) -> Result<Vec<u8>, Bo
                 d.copy_in(a, b).map_err(|e| refuse(e.to_string()))?;
                 a
             }
+            Param::Fresh(bytes) => d.alloc(*bytes as u64).map_err(|e| refuse(e.to_string()))?,
             _ => 0,
         });
     }
     let mut bytes: Vec<u8> = Vec::new();
     for (param, address) in p.params.iter().zip(&addresses) {
         let (piece, align) = match param {
-            Param::Buffer(_) | Param::Output(_) => (address.to_le_bytes().to_vec(), 8),
+            Param::Buffer(_) | Param::Fresh(_) | Param::Output(_) => (address.to_le_bytes().to_vec(), 8),
             Param::Word(w) => (w.to_le_bytes().to_vec(), 4),
             Param::Long(w) => (w.to_le_bytes().to_vec(), 8),
             Param::Map(t) => {
