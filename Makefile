@@ -9,7 +9,7 @@ REQUIRE ?= emulated
 device_flag = $(if $(DEVICE),--device $(DEVICE))
 graftwork = $(CARGO) run --quiet --release --features cli --bin graftwork --
 
-.PHONY: help demo test bench verify doc cuda
+.PHONY: help demo test bench verify doc cuda gpu-suite
 
 help:
 	@echo "make demo     train LoRA and a linear probe on a frozen trunk, with real images (DEVICE=cuda for the GPU)"
@@ -17,6 +17,7 @@ help:
 	@echo "make verify   every op on a device against the CPU reference (DEVICE=...)"
 	@echo "make bench    every op beside its floor (DEVICE=...), and the criterion benches"
 	@echo "make doc      the documentation"
+	@echo "make gpu-suite a folder in target/ that verifies, checks and measures everything on a machine with a GPU"
 	@echo "make cuda     only fetch the CUDA compiler"
 
 demo:
@@ -39,6 +40,9 @@ verify:
 bench:
 	$(graftwork) bench $(device_flag)
 	$(CARGO) bench
+
+gpu-suite: cuda
+	scripts/gpu_suite/build.sh
 
 doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --all-features --no-deps

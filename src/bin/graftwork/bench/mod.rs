@@ -1,6 +1,8 @@
 //! `graftwork bench`: every op's time beside its floor and its baseline; on an emulated device, its traffic beside its least.
 
 mod counting;
+#[cfg_attr(not(feature = "bench-cublas"), path = "no_cublas.rs")]
+mod cublas;
 mod plot;
 mod table;
 mod timing;
@@ -14,6 +16,7 @@ use serde::Serialize;
 
 use crate::output::{self, say};
 use crate::verify::{DTYPES, known_ops, open_executing};
+use cublas::Blas;
 use table::{Baseline, Cost, Entry, Pass, Size};
 use timing::{Bare, Effort, Job, Peak, Timing, sets, time};
 
@@ -27,6 +30,7 @@ between two waits for the device. On a GPU the calls of a batch go round sets of
 time holds the launches too: what is shorter than a launch (a few µs) shows the launch.
 The floor is max(FLOP / peak, bytes / bandwidth). On the CPU both are measured first, by the bare product and a copy past the
 caches, so what stays in the caches can lie below its floor; on an H200 they are 989 TF/s (67 in f32) and 4.8 TB/s.
+A build with the feature bench-cublas holds products on a GPU against the fastest algorithm of cuBLASLt, where that is installed.
 An emulated device is not timed: it counts launches, instructions, global bytes (beside the least that the op must move), operations of
 matrix instructions (beside the formula's), bank conflicts, uncoalesced sectors and local memory, which must stay untouched.
 docs/verify-and-bench.md tells more."
@@ -93,7 +97,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     // Whoever counts has no times worth showing.
     let counts = device.take_counters().is_some();
     let work = chosen(args, &device, counts);
-    if counts { counting::run(args, &device, &work) } else { timed(args, &device, &work) }
+    if counts { counting::run(args, &device, &work) } else { timed(args, device, &work) }
 }
 
 fn chosen(args: &Args, device: &Device, counts: bool) -> Vec<(DType, Entry)> {
@@ -108,7 +112,9 @@ fn chosen(args: &Args, device: &Device, counts: bool) -> Vec<(DType, Entry)> {
     all.filter(|(_, entry)| entry.size <= size && named(entry)).collect()
 }
 
-fn timed(args: &Args, device: &Device, work: &[(DType, Entry)]) -> Result<ExitCode> {
+fn timed(args: &Args, device: Device, work: &[(DType, Entry)]) -> Result<ExitCode> {
+    let (device, blas) = Blas::open(device)?;
+    let (device, blas) = (&device, blas.as_ref());
     let peak = Peak::of(device, DType::F32, args.quick)?;
     announce(device, peak);
     let mut report = Report {
@@ -124,7 +130,7 @@ fn timed(args: &Args, device: &Device, work: &[(DType, Entry)]) -> Result<ExitCo
         bar.set_message(entry.op());
         // A GPU's peak depends on the dtype; the CPU computes everything in f32.
         let peak = if device.is_cpu() { peak } else { Peak::of(device, *dtype, args.quick)? };
-        let bench = Bench { device, dtype: *dtype, peak, effort: if args.quick { QUICK } else { FULL } };
+        let bench = Bench { device, blas, dtype: *dtype, peak, effort: if args.quick { QUICK } else { FULL } };
         report.rows.extend(entry.passes().iter().map(|pass| bench.row(pass)));
         bar.inc(1);
     }
@@ -172,6 +178,7 @@ fn progress(len: usize) -> ProgressBar {
 
 struct Bench<'a> {
     device: &'a Device,
+    blas: Option<&'a Blas>,
     dtype: DType,
     peak: Option<Peak>,
     effort: Effort,
@@ -180,10 +187,11 @@ struct Bench<'a> {
 impl Bench<'_> {
     fn row(&self, pass: &Pass) -> Row {
         let cost = pass.cost;
-        let baseline = match (cost.baseline, self.device.is_cpu()) {
-            (Baseline::Product { .. }, true) => "bare gemm",
-            (Baseline::Product { .. }, false) => "none",
-            (Baseline::Copy, _) => "copy",
+        let baseline = match cost.baseline {
+            Baseline::Product { .. } if self.device.is_cpu() => "bare gemm",
+            Baseline::Product { .. } if self.blas.is_some() => "cuBLASLt",
+            Baseline::Product { .. } => "none",
+            Baseline::Copy => "copy",
         };
         let job = pass.job(self.device, self.dtype, sets(self.device, cost.bytes));
         let outcome = job.and_then(|job| self.measure(job.as_ref(), cost));
@@ -210,7 +218,7 @@ impl Bench<'_> {
     }
 
     fn measure(&self, job: &dyn Job, cost: &Cost) -> Result<Timing> {
-        let bare = Bare::new(self.device, cost.baseline, cost.bytes)?;
+        let bare = Bare::new(self.device, self.blas, cost, self.dtype)?;
         time(self.device, job, bare.as_ref().map(|b| b as &dyn Job), self.effort)
     }
 }

@@ -10,7 +10,8 @@ use graftwork::testing::{bare_product, normal};
 use graftwork::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
-use super::table::Baseline;
+use super::cublas::{Blas, Product};
+use super::table::{Baseline, Cost};
 use crate::verify::case::{Case, Placed, Run};
 
 /// A call made ready, so that what it needs beforehand is not timed.
@@ -166,15 +167,17 @@ impl Job for Step {
 }
 
 /// What cannot be beaten: the bare product, the bare copy.
-pub enum Bare {
+pub enum Bare<'a> {
     Product { sizes: [usize; 3], x: Vec<f32>, w: Vec<f32>, out: RefCell<Vec<f32>> },
     HostCopy { from: Vec<u8>, to: RefCell<Vec<u8>> },
+    DeviceProduct(Product<'a>),
     DeviceCopy { sets: Vec<[Tensor; 2]> },
 }
 
-impl Bare {
+impl<'a> Bare<'a> {
     /// `None` where the device has no such thing to compare with: the crate brings no other product for a GPU.
-    pub fn new(device: &Device, baseline: Baseline, bytes: u64) -> Result<Option<Self>> {
+    pub fn new(device: &Device, blas: Option<&'a Blas>, cost: &Cost, dtype: DType) -> Result<Option<Self>> {
+        let Cost { baseline, bytes, .. } = *cost;
         // Read once and written once: half of the bytes each.
         let half = (bytes / 2).max(1) as usize;
         Ok(match baseline {
@@ -184,7 +187,10 @@ impl Bare {
                 w: normal("w", n * k),
                 out: RefCell::new(vec![0.0; m * n]),
             }),
-            Baseline::Product { .. } => None,
+            Baseline::Product { m, n, k } => {
+                let product = |blas: &'a Blas| blas.product([m, n, k], dtype, sets(device, bytes));
+                blas.map(product).transpose()?.map(Bare::DeviceProduct)
+            }
             Baseline::Copy if device.is_cpu() => {
                 Some(Bare::HostCopy { from: vec![1; half], to: RefCell::new(vec![2; half]) })
             }
@@ -197,7 +203,7 @@ impl Bare {
     }
 }
 
-impl Job for Bare {
+impl Job for Bare<'_> {
     fn ready(&self, turn: usize) -> Result<Ready<'_>> {
         Ok(match self {
             Bare::Product { sizes, x, w, out } => Box::new(move || bare_product(*sizes, x, w, &mut out.borrow_mut())),
@@ -205,6 +211,7 @@ impl Job for Bare {
                 copy(from, &mut to.borrow_mut());
                 Ok(())
             }),
+            Bare::DeviceProduct(product) => Box::new(move || product.run(turn)),
             Bare::DeviceCopy { sets } => {
                 let [from, to] = &sets[turn % sets.len()];
                 Box::new(move || to.copy_from(from))
@@ -249,7 +256,8 @@ impl Peak {
     fn measured(device: &Device, quick: bool) -> Result<Self> {
         const TRIES: usize = 12;
         let best = |baseline, bytes| {
-            let Some(bare) = Bare::new(device, baseline, bytes)? else { return Ok(f64::INFINITY) };
+            let cost = Cost { flops: 0, bytes, baseline };
+            let Some(bare) = Bare::new(device, None, &cost, DType::F32)? else { return Ok(f64::INFINITY) };
             batch(device, &bare, 1)?;
             let tries = (0..TRIES).map(|_| batch(device, &bare, 1)).collect::<Result<Vec<_>>>()?;
             Ok::<_, graftwork::Error>(tries.into_iter().fold(f64::INFINITY, f64::min))
