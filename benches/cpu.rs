@@ -16,7 +16,7 @@ use graftwork::ops::{
 };
 use graftwork::optim::{AdamW, AdamWConfig};
 use graftwork::rng::Stream;
-use graftwork::tensor::{BlockPattern, FrozenWeight, ParamSet, ParamSetBuilder};
+use graftwork::tensor::{BlockPattern, FrozenWeight, Init, ParamSet, ParamSetBuilder};
 use graftwork::testing::{bare_product, normal};
 use graftwork::{DType, Device, Tensor};
 use rayon::prelude::*;
@@ -75,6 +75,41 @@ fn linear(c: &mut Criterion) {
             bench.iter(|| {
                 let update = LowRank { a: &a, b: &b, scale: 2.0, dropout: 0.0, site: 0 };
                 frozen_linear(&mut Tape::inference(&params), &x, &weight, Some(&bias), Some(update)).unwrap()
+            });
+        });
+    }
+    group.finish();
+}
+
+/// Forward and backward with an update that learns, beside the two products with the frozen weight that are in it.
+fn linear_step(c: &mut Criterion) {
+    let mut group = c.benchmark_group("frozen_linear_step");
+    for (m, n, k, r) in [(512, 768, 768, 8), (1576, 768, 768, 16)] {
+        let shape = format!("{m}x{n}x{k}");
+        let mut builder = ParamSetBuilder::new();
+        let a = builder.add("a", &[r, k], Init::KaimingUniform { fan_in: k }).unwrap();
+        let b = builder.add("b", &[n, r], Init::KaimingUniform { fan_in: r }).unwrap();
+        let params = builder.build(&Device::cpu(), DType::F32, 0).unwrap();
+        let mut grads = Grads::zeros(&params).unwrap();
+        let weight = FrozenWeight::new(tensor("w", &[n, k])).unwrap();
+        let (x, dy) = (tensor("x", &[m, k]), tensor("dy", &[m, n]));
+        let (values, turned) = (normal("w", n * k), normal("w", n * k));
+        let (mut y, mut dx) = (vec![0.0f32; m * n], vec![0.0f32; m * k]);
+        group.bench_function(BenchmarkId::new("two bare gemms", &shape), |bench| {
+            let (x, dy) = (normal("x", m * k), normal("dy", m * n));
+            bench.iter(|| {
+                bare_product([m, n, k], black_box(&x), &values, &mut y).unwrap();
+                bare_product([m, k, n], black_box(&dy), &turned, &mut dx).unwrap();
+            });
+        });
+        group.bench_function(BenchmarkId::new(format!("forward and backward, r={r}"), &shape), |bench| {
+            bench.iter(|| {
+                let mut tape = Tape::deterministic(&params);
+                let x = tape.input(x.clone());
+                let (a, b) = (tape.param(a).unwrap(), tape.param(b).unwrap());
+                let update = LowRank { a: &a, b: &b, scale: 2.0, dropout: 0.0, site: 0 };
+                let y = frozen_linear(&mut tape, &x, &weight, None, Some(update)).unwrap();
+                tape.backward_with(&y, dy.clone(), &mut grads).unwrap()
             });
         });
     }
@@ -250,6 +285,6 @@ fn training(c: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(500));
-    targets = linear, block_sparse, memory_bound, attend, loss, graphs, training
+    targets = linear, linear_step, block_sparse, memory_bound, attend, loss, graphs, training
 }
 criterion_main!(benches);

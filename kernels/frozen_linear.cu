@@ -4,43 +4,12 @@
 // The large tile is limited by the tensor cores, the small one (few rows, few columns, low rank) by reading its operands, the
 // f32 one by the f32 units.
 
-#include "tile/gemm_fma.cuh"
-#include "tile/gemm_mma.cuh"
-
-#ifndef GEMM_LARGE
-#error "GEMM_LARGE comes from the kernel table"
-#endif
-#ifndef GEMM_SMALL
-#error "GEMM_SMALL comes from the kernel table"
-#endif
-#ifndef GEMM_STEP
-#error "GEMM_STEP comes from the kernel table"
-#endif
-#ifndef GEMM_STAGES
-#error "GEMM_STAGES comes from the kernel table"
-#endif
-#ifndef GEMM_LARGE_SHARED
-#error "GEMM_LARGE_SHARED comes from the kernel table"
-#endif
-#ifndef GEMM_SMALL_SHARED
-#error "GEMM_SMALL_SHARED comes from the kernel table"
-#endif
-#ifndef GEMM_F32_STEP
-#error "GEMM_F32_STEP comes from the kernel table"
-#endif
+#include "tile/gemm_tiles.cuh"
 
 using namespace tile;
 
 template <Layout LAYOUT, typename T>
 using OutOf = std::conditional_t<LAYOUT == Layout::TN, float, T>;
-template <Layout LAYOUT, typename T>
-using Large = MmaGemm<LAYOUT, T, OutOf<LAYOUT, T>, GEMM_LARGE, GEMM_LARGE, GEMM_STEP, 64, 32, GEMM_STAGES>;
-template <Layout LAYOUT, typename T>
-using Small = MmaGemm<LAYOUT, T, OutOf<LAYOUT, T>, GEMM_SMALL, GEMM_SMALL, GEMM_STEP, 32, 32, GEMM_STAGES>;
-template <Layout LAYOUT>
-using Single = FmaGemm<LAYOUT, GEMM_SMALL, GEMM_SMALL, GEMM_F32_STEP>;
-
-extern __shared__ __align__(16) uint4 ring[];
 
 #define MMA_KERNEL(NAME, GEMM, THREADS_, BLOCKS, SHARED)                                                     \
     extern "C" __global__ void __launch_bounds__(THREADS_, BLOCKS) NAME(const __grid_constant__ GemmParams p) { \
@@ -48,8 +17,8 @@ extern __shared__ __align__(16) uint4 ring[];
         GEMM::run(p, ring);                                                                                   \
     }
 #define MMA_KERNELS(LAYOUT_NAME, LAYOUT, DTYPE, T)                                                                  \
-    using Large_##LAYOUT_NAME##_##DTYPE = Large<LAYOUT, T>;                                                         \
-    using Small_##LAYOUT_NAME##_##DTYPE = Small<LAYOUT, T>;                                                         \
+    using Large_##LAYOUT_NAME##_##DTYPE = Large<LAYOUT, T, OutOf<LAYOUT, T>>;                                       \
+    using Small_##LAYOUT_NAME##_##DTYPE = Small<LAYOUT, T, OutOf<LAYOUT, T>>;                                       \
     MMA_KERNEL(frozen_linear_##LAYOUT_NAME##_##DTYPE##_128x128x32_sm80, Large_##LAYOUT_NAME##_##DTYPE, 256, 2,      \
                GEMM_LARGE_SHARED)                                                                                   \
     MMA_KERNEL(frozen_linear_##LAYOUT_NAME##_##DTYPE##_64x64x32_sm80, Small_##LAYOUT_NAME##_##DTYPE, 128, 4,        \

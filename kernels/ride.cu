@@ -2,41 +2,9 @@
 //
 // Limited as the frozen product is (kernels/frozen_linear.cu); an update adds its own share of the tensor cores' time.
 
-#include "tile/gemm_fma.cuh"
-#include "tile/gemm_mma.cuh"
-
-#ifndef GEMM_LARGE
-#error "GEMM_LARGE comes from the kernel table"
-#endif
-#ifndef GEMM_SMALL
-#error "GEMM_SMALL comes from the kernel table"
-#endif
-#ifndef GEMM_STEP
-#error "GEMM_STEP comes from the kernel table"
-#endif
-#ifndef GEMM_STAGES
-#error "GEMM_STAGES comes from the kernel table"
-#endif
-#ifndef GEMM_LARGE_SHARED
-#error "GEMM_LARGE_SHARED comes from the kernel table"
-#endif
-#ifndef GEMM_SMALL_SHARED
-#error "GEMM_SMALL_SHARED comes from the kernel table"
-#endif
-#ifndef GEMM_F32_STEP
-#error "GEMM_F32_STEP comes from the kernel table"
-#endif
+#include "tile/gemm_tiles.cuh"
 
 using namespace tile;
-
-template <Layout LAYOUT, typename T>
-using Large = MmaGemm<LAYOUT, T, T, GEMM_LARGE, GEMM_LARGE, GEMM_STEP, 64, 32, GEMM_STAGES>;
-template <Layout LAYOUT, typename T>
-using Small = MmaGemm<LAYOUT, T, T, GEMM_SMALL, GEMM_SMALL, GEMM_STEP, 32, 32, GEMM_STAGES>;
-template <Layout LAYOUT>
-using Single = FmaGemm<LAYOUT, GEMM_SMALL, GEMM_SMALL, GEMM_F32_STEP>;
-
-extern __shared__ __align__(16) uint4 ring[];
 
 #define MMA_KERNELS(LAYOUT_NAME, LAYOUT, DTYPE, T)                                                     \
     extern "C" __global__ void __launch_bounds__(256, 1)                                               \

@@ -76,8 +76,8 @@ struct HopperGemm {
     static constexpr int SHARED_BYTES = STAGES * STAGE_BYTES + OUT_BYTES + Stages::BARRIER_BYTES;
 
     // Corner of this block's tile in pair number `pair`.
-    static __device__ __forceinline__ void corner(const HopperGemmParams& p, uint32_t pair, uint32_t rank, int32_t& row,
-                                                  int32_t& col) {
+    template <typename Params>
+    static __device__ __forceinline__ void corner(const Params& p, uint32_t pair, uint32_t rank, int32_t& row, int32_t& col) {
         const uint32_t band = pair / (BAND * p.columns), within = pair % (BAND * p.columns);
         const uint32_t left = p.pairs - band * BAND, height = left < BAND ? left : BAND;
         row = static_cast<int32_t>(((band * BAND + within % height) * CLUSTER + rank) * BM);

@@ -275,7 +275,7 @@ pub(crate) fn for_row_pairs<A: Send, B: Send>(
 }
 
 /// `sums[j] += Σ_i values[i, j]` over rows of `width`, in row order within fixed blocks of rows, then in block order.
-pub(crate) fn add_column_sums<T: Real>(values: &[T], width: usize, sums: &mut [T]) {
+fn add_column_sums<T: Real>(values: &[T], width: usize, sums: &mut [T]) {
     const ROWS: usize = 256;
     let partial: Vec<Vec<T>> = values
         .par_chunks(ROWS * width.max(1))
@@ -294,4 +294,15 @@ pub(crate) fn add_column_sums<T: Real>(values: &[T], width: usize, sums: &mut [T
             *s += v;
         }
     }
+}
+
+/// `target (+)= Σ_rows values`: the gradient of a bias.
+pub(crate) fn sum_columns<T: Real>(op: &'static str, values: &Tensor, width: usize, target: &Target) -> Result<()> {
+    let values = In::<T>::of(op, values)?;
+    let mut out = Out::<T>::into(op, target)?;
+    if !target.accumulate {
+        out.fill(T::of(0.0));
+    }
+    add_column_sums(&values, width, &mut out);
+    out.finish()
 }

@@ -34,6 +34,7 @@ pub mod scale_add;
 pub mod sddmm;
 pub mod spmm;
 mod target;
+mod thin;
 pub mod topology;
 
 pub use activation::{Activation, activation};

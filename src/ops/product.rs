@@ -5,6 +5,7 @@
 //! ```
 
 pub(crate) mod hopper;
+pub(crate) mod one_launch;
 #[cfg(all(test, feature = "emulator"))]
 mod tests;
 
@@ -15,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::kernels::KernelId;
 use crate::ops::column_sum::column_sum;
 use crate::ops::plan::{PerDType, aligned, by_dtype, launch, pack};
+use crate::ops::scale_add::into_dtype;
 use crate::rng::Dropout;
 use crate::tensor::Tensor;
 
@@ -282,21 +284,15 @@ impl Product {
         self.spec_in_pieces(self.choose()?, self.k)
     }
 
-    /// Writes or adds a result that has the operands' dtype. A target of another one, the gradient of an input that is itself a
-    /// parameter, gets it by way of a copy.
-    pub fn write_into(mut self, device: &Device, target: &Target) -> Result<()> {
+    /// Writes or adds a result that has the operands' dtype.
+    pub fn write_into(self, device: &Device, target: &Target) -> Result<()> {
         if self.m == 0 {
             return Ok(());
         }
-        self = self.on(device);
-        if target.tensor.dtype() == self.dtype {
-            (self.out, self.accumulate) = (target.tensor.address()?, target.accumulate);
-            return device.run(&Plan::from_iter([self.spec()?]));
-        }
-        let copy = Tensor::empty(device, &[self.m, self.n], self.dtype)?;
-        self.out = copy.address()?;
-        device.run(&Plan::from_iter([self.spec()?]))?;
-        column_sum(&copy, 1, self.m * self.n, 1.0, target)
+        into_dtype(target, self.dtype, |target| {
+            let into = Product { out: target.tensor.address()?, accumulate: target.accumulate, ..self.on(device) };
+            device.run(&Plan::from_iter([into.spec()?]))
+        })
     }
 
     /// Adds the product, a gradient summed over tokens (tn), to `target`, or writes it there: through an f32 workspace of pieces that

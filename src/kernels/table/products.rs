@@ -110,6 +110,35 @@ macro_rules! frozen_linear_hopper {
 pub const FROZEN_LINEAR_HOPPER_256: Family = frozen_linear_hopper!(256, 4);
 pub const FROZEN_LINEAR_HOPPER_128: Family = frozen_linear_hopper!(128, 6);
 
+macro_rules! one_launch_hopper {
+    ($cols:literal, $stages:literal) => {
+        Family {
+            source: "one_launch_hopper.cu",
+            class: Class::Hopper,
+            defines: &[
+                ("HOPPER_COLS", $cols),
+                ("HOPPER_STAGES", $stages),
+                ("HOPPER_SHARED", one_launch_ring($cols, $stages)),
+            ],
+            kernels: &[
+                hopper_row(concat!("frozen_linear_lora_f16_128x", $cols, "x64_sm90a"), one_launch_ring($cols, $stages)),
+                hopper_row(
+                    concat!("frozen_linear_lora_bf16_128x", $cols, "x64_sm90a"),
+                    one_launch_ring($cols, $stages),
+                ),
+            ],
+        }
+    };
+}
+
+/// And two numbers of turns.
+const fn one_launch_ring(cols: u32, stages: u32) -> u32 {
+    hopper_ring(cols, stages) + 8
+}
+
+pub const ONE_LAUNCH_HOPPER_256: Family = one_launch_hopper!(256, 4);
+pub const ONE_LAUNCH_HOPPER_128: Family = one_launch_hopper!(128, 6);
+
 pub const fn hopper_row(symbol: &'static str, shared_bytes: u32) -> Row {
     Row { symbol, threads: 384, shared_bytes, max_registers: 168 }
 }

@@ -1,11 +1,13 @@
-//! The reference: matrix products by `gemm`, everything else by plain loops.
+//! The reference: the large products by `gemm`, those of a rank by [`thin`](crate::ops::thin), everything else by plain loops.
 
 use super::{Backward, Desc, OP, Operands};
 use crate::autograd::Target;
 use crate::device::{Mat, MatMut, gemm};
 use crate::error::Result;
 use crate::ops::block_sparse::dense_into;
-use crate::ops::host::{In, Out, Real, add_column_sums, for_rows};
+use crate::ops::host::{In, Out, Real, for_rows};
+use crate::ops::linear::cpu::affine;
+use crate::ops::thin::{self, Lies};
 use crate::rng::Dropout;
 use crate::tensor::Tensor;
 
@@ -15,20 +17,16 @@ pub fn forward<T: Real>(desc: &Desc, x: &Tensor, operands: &Operands, h: Option<
     let weight = In::<T>::of(OP, operands.weight)?;
     let mut out = Out::<T>::of(OP, y)?;
     let bias = operands.bias.map(|b| In::<T>::of(OP, b)).transpose()?;
-    if let Some(bias) = &bias {
-        let bias: &[T] = bias;
-        for_rows(&mut out, n, |_, row| row.copy_from_slice(bias));
-    }
-    let keep = bias.is_some().then(|| T::of(1.0));
-    gemm(MatMut::new(&mut out, m, n), keep, Mat::new(&x, m, k), Mat::new(&weight, n, k).t(), T::of(1.0));
+    affine(&mut out, (&x, &weight), bias.as_deref(), [m, n, k]);
     if let (Some(a), Some(b), Some(h)) = (operands.a, operands.b, h) {
         let (a, b) = (In::<T>::of(OP, a)?, In::<T>::of(OP, b)?);
         let dropped = desc.dropout.map(|d| masked(&x, &d));
         let kept = dropped.as_deref().unwrap_or(&x);
         let mut low = Out::<T>::of(OP, h)?;
-        gemm(MatMut::new(&mut low, m, r), None, Mat::new(kept, m, k), Mat::new(&a, r, k).t(), T::of(1.0));
+        thin::project(&mut low, kept, Mat::new(&a, r, k));
         let scale = T::of(desc.scale);
-        gemm(MatMut::new(&mut out, m, n), Some(T::of(1.0)), Mat::new(&low, m, r), Mat::new(&b, n, r).t(), scale);
+        low.iter_mut().for_each(|v| *v *= scale);
+        thin::expand(&mut out, &low, Mat::new(&b, n, r).t(), T::of(1.0));
         low.finish()?;
     }
     if let Some(sparse) = operands.sparse {
@@ -40,8 +38,7 @@ pub fn forward<T: Real>(desc: &Desc, x: &Tensor, operands: &Operands, h: Option<
 pub fn project<T: Real>(desc: &Desc, dy: &Tensor, b: &Tensor, u: &Tensor) -> Result<()> {
     let (dy, b) = (In::<T>::of(OP, dy)?, In::<T>::of(OP, b)?);
     let mut out = Out::<T>::of(OP, u)?;
-    let rhs = Mat::new(&b, desc.n, desc.r);
-    gemm(MatMut::new(&mut out, desc.m, desc.r), None, Mat::new(&dy, desc.m, desc.n), rhs, T::of(1.0));
+    thin::project(&mut out, &dy, Mat::new(&b, desc.n, desc.r).t());
     out.finish()
 }
 
@@ -59,12 +56,12 @@ pub fn input_gradient<T: Real>(
     gemm(MatMut::new(&mut out, m, k), keep, Mat::new(&dy, m, n), Mat::new(&weight, n, k), T::of(1.0));
     if let Some((a, u)) = updates.low_rank {
         let (a, u) = (In::<T>::of(OP, a)?, In::<T>::of(OP, u)?);
-        let (u, a, scale) = (Mat::new(&u, m, r), Mat::new(&a, r, k), T::of(desc.scale));
+        let (a, scale) = (Mat::new(&a, r, k), T::of(desc.scale));
         match &desc.dropout {
-            None => gemm(MatMut::new(&mut out, m, k), Some(T::of(1.0)), u, a, scale),
+            None => thin::expand(&mut out, &u, a, scale),
             Some(dropout) => {
                 let mut through = vec![T::of(0.0); m * k];
-                gemm(MatMut::new(&mut through, m, k), None, u, a, scale);
+                thin::expand(&mut through, &u, a, scale);
                 apply_mask(&mut through, dropout);
                 for_rows(&mut out, k, |i, row| {
                     for (o, &v) in row.iter_mut().zip(&through[i * k..]) {
@@ -86,8 +83,8 @@ pub fn a_gradient<T: Real>(desc: &Desc, u: &Tensor, x: &Tensor, target: &Target)
     let dropped = desc.dropout.map(|d| masked(&x, &d));
     let x = dropped.as_deref().unwrap_or(&x);
     let mut out = Out::<T>::into(OP, target)?;
-    let keep = target.accumulate.then(|| T::of(1.0));
-    gemm(MatMut::new(&mut out, r, k), keep, Mat::new(&u, m, r).t(), Mat::new(x, m, k), T::of(desc.scale));
+    let (u, x) = (Mat::new(&u, m, r), Mat::new(x, m, k));
+    thin::gather(&mut out, Lies::Straight, target.accumulate, u, x, T::of(desc.scale));
     out.finish()
 }
 
@@ -95,30 +92,20 @@ pub fn b_gradient<T: Real>(desc: &Desc, dy: &Tensor, h: &Tensor, target: &Target
     let Desc { m, n, r, .. } = *desc;
     let (dy, h) = (In::<T>::of(OP, dy)?, In::<T>::of(OP, h)?);
     let mut out = Out::<T>::into(OP, target)?;
-    let keep = target.accumulate.then(|| T::of(1.0));
-    gemm(MatMut::new(&mut out, n, r), keep, Mat::new(&dy, m, n).t(), Mat::new(&h, m, r), T::of(desc.scale));
-    out.finish()
-}
-
-pub fn bias_gradient<T: Real>(desc: &Desc, dy: &Tensor, target: &Target) -> Result<()> {
-    let dy = In::<T>::of(OP, dy)?;
-    let mut out = Out::<T>::into(OP, target)?;
-    if !target.accumulate {
-        out.fill(T::of(0.0));
-    }
-    add_column_sums(&dy, desc.n, &mut out);
+    let (h, dy) = (Mat::new(&h, m, r), Mat::new(&dy, m, n));
+    thin::gather(&mut out, Lies::Transposed, target.accumulate, h, dy, T::of(1.0));
     out.finish()
 }
 
 /// A copy of `x [m, k]` with dropped elements zeroed and kept ones scaled.
-fn masked<T: Real>(x: &[T], dropout: &Dropout) -> Vec<T> {
+pub fn masked<T: Real>(x: &[T], dropout: &Dropout) -> Vec<T> {
     let mut out = x.to_vec();
     apply_mask(&mut out, dropout);
     out
 }
 
 /// Element (i, j) of a `[m, k]` matrix draws number `i·k + j`, whatever the tiling.
-fn apply_mask<T: Real>(values: &mut [T], dropout: &Dropout) {
+pub fn apply_mask<T: Real>(values: &mut [T], dropout: &Dropout) {
     // Rows are regrouped in fours of elements, so that each Philox block is drawn once.
     const BLOCK: usize = 1024;
     for_rows(

@@ -1,6 +1,7 @@
-//! The launch plans. Forward is two launches: `h = dropout(x) Aᵀ`, a skinny product that reads x once, then the base product,
-//! which takes `s · h Bᵀ` as its first steps of k on the same accumulators, `t · x Sᵀ` as the next ones, and the bias at the end. Backward takes `u = dy B`
-//! likewise into dx. Gradients of parameters are sums over tokens, cut into pieces of fixed size that are added in order.
+//! The launch plans. Forward is one launch where [`OneLaunch`] takes it, else two: `h = s · dropout(x) Aᵀ`, a skinny product that
+//! reads x once, then the base product, which takes `h Bᵀ` as its first steps of k on the same accumulators, `t · x Sᵀ` as the next
+//! ones, and the bias at the end. Backward takes `u = dy B` likewise into dx. Gradients of parameters are sums over tokens, cut into
+//! pieces of fixed size that are added in order.
 
 use super::{Backward, Desc, OP, Operands, Sparse};
 use crate::autograd::Target;
@@ -8,11 +9,19 @@ use crate::device::Plan;
 use crate::error::Result;
 use crate::ops::block_sparse::{alone_on_hopper, rider};
 use crate::ops::column_sum::column_sum;
+use crate::ops::product::one_launch::OneLaunch;
 use crate::ops::product::{Layout, LowRankFactors, Product};
 use crate::tensor::Tensor;
 
 pub fn forward(desc: &Desc, x: &Tensor, operands: &Operands, h: Option<&Tensor>, y: &Tensor) -> Result<()> {
-    y.device().run(&forward_plan(desc, x, operands, h, y)?)?;
+    if desc.m == 0 {
+        return Ok(());
+    }
+    let (down, base) = forward_products(desc, x, operands, h, y)?;
+    match down.map(|down| OneLaunch::new(down, base)) {
+        Some(Ok(both)) => both.run(y.device())?,
+        _ => y.device().run(&one_after_the_other(down, base)?)?,
+    }
     match operands.sparse.filter(|s| !rides(desc, s)) {
         Some(sparse) => sparse.update.forward(&sparse.values, x, &Target { tensor: y.clone(), accumulate: true }),
         None => Ok(()),
@@ -26,26 +35,33 @@ fn rides(desc: &Desc, sparse: &Sparse) -> bool {
     desc.m > 0 && !alone && rider(product, &sparse.values).is_ok_and(|r| r.can_ride())
 }
 
-fn forward_plan(desc: &Desc, x: &Tensor, operands: &Operands, h: Option<&Tensor>, y: &Tensor) -> Result<Plan> {
+/// `h = s · dropout(x) Aᵀ`, if there is an update, and the product that takes it in.
+fn forward_products(
+    desc: &Desc,
+    x: &Tensor,
+    operands: &Operands,
+    h: Option<&Tensor>,
+    y: &Tensor,
+) -> Result<(Option<Product>, Product)> {
     let Desc { m, n, k, r, dtype, .. } = *desc;
-    let mut plan = Plan::new();
-    if m == 0 {
-        return Ok(plan);
-    }
     let addresses = [x.address()?, operands.weight.address()?, y.address()?];
     let mut base = Product::new(OP, Layout::Nt, dtype, [m, n, k], addresses).on(x.device());
     base.bias = operands.bias.map_or(Ok(0), Tensor::address)?;
+    let mut down = None;
     if let (Some(a), Some(b), Some(h)) = (operands.a, operands.b, h) {
         let addresses = [x.address()?, a.address()?, h.address()?];
-        let down = Product::new(OP, Layout::Nt, dtype, [m, r, k], addresses);
-        plan.push(Product { dropout: desc.dropout, ..down }.spec()?);
-        base.low_rank = Some(LowRankFactors { a: h.address()?, b: b.address()?, rank: r, scale: desc.scale });
+        let product = Product::new(OP, Layout::Nt, dtype, [m, r, k], addresses);
+        down = Some(Product { dropout: desc.dropout, scale: desc.scale, ..product });
+        base.low_rank = Some(LowRankFactors { a: h.address()?, b: b.address()?, rank: r, scale: 1.0 });
     }
     if let Some(sparse) = operands.sparse.filter(|s| rides(desc, s)) {
         base.rider = Some(rider(sparse.update.product(), &sparse.values)?);
     }
-    plan.push(base.spec()?);
-    Ok(plan)
+    Ok((down, base))
+}
+
+fn one_after_the_other(down: Option<Product>, base: Product) -> Result<Plan> {
+    down.iter().chain([&base]).map(Product::spec).collect()
 }
 
 /// `u = dy B`.
@@ -86,11 +102,10 @@ pub fn a_gradient(desc: &Desc, u: &Tensor, x: &Tensor, target: &Target) -> Resul
     Product { dropout: desc.dropout, scale: desc.scale, ..product }.sum_into(u.device(), target)
 }
 
-/// `dB += s · dyᵀ h`.
+/// `dB += dyᵀ h`.
 pub fn b_gradient(desc: &Desc, dy: &Tensor, h: &Tensor, target: &Target) -> Result<()> {
     let Desc { m, n, r, dtype, .. } = *desc;
-    let product = Product::new(OP, Layout::Tn, dtype, [n, r, m], [dy.address()?, h.address()?, 0]);
-    Product { scale: desc.scale, ..product }.sum_into(dy.device(), target)
+    Product::new(OP, Layout::Tn, dtype, [n, r, m], [dy.address()?, h.address()?, 0]).sum_into(dy.device(), target)
 }
 
 /// `db += Σ_rows dy`.
@@ -145,7 +160,7 @@ mod tests {
                 b: update.map(|()| &b),
                 sparse: None,
             };
-            d.run(&forward_plan(desc, &x, &operands, update.map(|()| &h), &y)?)
+            forward(desc, &x, &operands, update.map(|()| &h), &y)
         })
     }
 
@@ -185,7 +200,7 @@ mod tests {
         assert_eq!((down.flags & DROPOUT, base.flags & DROPOUT), (DROPOUT, 0));
         assert_eq!((down.seed, down.step, down.site, down.threshold), (5 << 40, 3, 9, 1 << 30));
         // The mask drops without scaling: 1 / (1 - p) multiplies the sum.
-        assert_eq!((down.out_scale, base.low_scale, base.out_scale), (4.0 / 3.0, 2.0, 1.0));
+        assert_eq!((down.out_scale, base.low_scale, base.out_scale), (8.0 / 3.0, 1.0, 1.0));
         assert!(base.bias != 0 && down.bias == 0);
         assert_eq!(base.flags & (VECTORS | PAIRS), VECTORS | PAIRS);
         let alone = traced_forward(&desc([2048, 768, 512, 0], DType::BF16, None)).unwrap();
@@ -199,12 +214,12 @@ mod tests {
         let (u, da, db) = (params(&u[0]), params(&da[0]), params(&db[0]));
         assert_eq!((u.m, u.n, u.k2, u.flags & DROPOUT), (300, 8, 96, 0));
         assert_eq!((da.m, da.n, da.k2, da.out_scale, da.flags & DROPOUT), (8, 64, 300, 4.0, DROPOUT));
-        assert_eq!((db.m, db.n, db.k2, db.out_scale, db.flags & DROPOUT), (96, 8, 300, 2.0, 0));
+        assert_eq!((db.m, db.n, db.k2, db.out_scale, db.flags & DROPOUT), (96, 8, 300, 1.0, 0));
         // An f16 product into an f32 gradient goes by way of a copy, which is then added.
         let first = params(&dx[0]);
         assert_eq!((first.m, first.n, first.k1, first.k2, first.low_scale), (300, 64, 8, 96, 4.0));
         assert_eq!((first.flags & (ACCUMULATE | DROPOUT), dx.len()), (DROPOUT, 2));
-        assert_eq!(dx[1].kernel.symbol(), "column_sum_widen_f16_t256_sm80");
+        assert_eq!(dx[1].kernel.symbol(), "scale_add_widen_f16_t256_sm80");
         let [_, dx, ..] = traced_backward(&desc, DType::F16, true).unwrap();
         assert_eq!((dx.len(), params(&dx[0]).flags & ACCUMULATE), (1, ACCUMULATE));
     }
@@ -235,8 +250,9 @@ mod tests {
         let shifted = empty(&device, &[8 * 64 + 1], DType::F16).slice(0, 1, 8 * 64).unwrap().reshape(&[8, 64]).unwrap();
         let operands = Operands { weight: &w, bias: None, a: None, b: None, sparse: None };
         let flags = |x: &Tensor, y: &Tensor| {
-            let plan = forward_plan(&desc([8, 64, 64, 0], DType::F16, None), x, &operands, None, y).unwrap();
-            params(&plan[0]).flags & (VECTOR_A2 | VECTOR_B2 | PAIRS)
+            let desc = desc([8, 64, 64, 0], DType::F16, None);
+            let (_, base) = forward_products(&desc, x, &operands, None, y).unwrap();
+            params(&base.spec().unwrap()).flags & (VECTOR_A2 | VECTOR_B2 | PAIRS)
         };
         assert_eq!(flags(&x, &y), VECTOR_A2 | VECTOR_B2 | PAIRS);
         assert_eq!(flags(&shifted, &y), VECTOR_B2 | PAIRS);

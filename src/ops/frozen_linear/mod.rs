@@ -1,7 +1,7 @@
 //! The frozen linear layer with its updates, low-rank and block-sparse: the heart of the library.
 //!
 //! ```text
-//! y = x W₀ᵀ + b + s · h Bᵀ + t · x Sᵀ        h = dropout(x) Aᵀ
+//! y = x W₀ᵀ + b + h Bᵀ + t · x Sᵀ        h = s · dropout(x) Aᵀ
 //! ```
 //!
 //! | tensor | shape | dtype |
@@ -14,7 +14,7 @@
 //! | `y`  | `[.., n]` | as x |
 //!
 //! Backward, with `g = dy` and `u = g B` (`[m, r]`):
-//! `dx = g W₀ + s · mask ⊙ (u A) + t · g S`, `dA = s · uᵀ dropout(x)`, `dB = s · gᵀ h`, `dS = t · gᵀ x` at the blocks,
+//! `dx = g W₀ + s · mask ⊙ (u A) + t · g S`, `dA = s · uᵀ dropout(x)`, `dB = gᵀ h`, `dS = t · gᵀ x` at the blocks,
 //! `db = Σ_rows g`.
 //! Kept for it: `x` only if A or S learns, `h` only if B learns; never W₀, never y, never a mask.
 //!
@@ -25,14 +25,14 @@
 //! Errors: [`Error::Shape`], [`Error::DType`], [`Error::DeviceMismatch`], [`Error::NotContiguous`] for operands that do not fit;
 //! [`Error::Value`] for a rank outside 1..=256, a dropout outside [0, 1) or a scale that is not finite.
 
-mod cpu;
+pub(crate) mod cpu;
 mod gpu;
 
 use crate::autograd::{Recorded, Saved, Sinks, Tape, Target, Var, Wants};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::block_sparse::Update;
-use crate::ops::host::with_real;
+use crate::ops::host::{sum_columns, with_real};
 pub use crate::ops::product::{Candidate, Gpu};
 use crate::ops::product::{Layout, Product};
 use crate::rng::Dropout;
@@ -215,7 +215,7 @@ fn needs_x(wants: Wants, desc: &Desc) -> bool {
     wants.weights || (desc.r > 0 && wants.input(A)) || wants.input(VALUES)
 }
 
-/// h = dropout(x) Aᵀ is kept only if B learns.
+/// h = s · dropout(x) Aᵀ is kept only if B learns.
 fn needs_h(wants: Wants, desc: &Desc) -> bool {
     desc.r > 0 && wants.input(B)
 }
@@ -345,7 +345,7 @@ fn a_gradient(desc: &Desc, u: &Tensor, x: &Tensor, target: &Target) -> Result<()
     gpu::a_gradient(desc, u, x, target)
 }
 
-/// `dB += s · dyᵀ h`.
+/// `dB += dyᵀ h`.
 fn b_gradient(desc: &Desc, dy: &Tensor, h: &Tensor, target: &Target) -> Result<()> {
     if dy.device().is_cpu() {
         return with_real!(desc.dtype, OP, T => cpu::b_gradient::<T>(desc, dy, h, target));
@@ -356,7 +356,7 @@ fn b_gradient(desc: &Desc, dy: &Tensor, h: &Tensor, target: &Target) -> Result<(
 /// `db += Σ_rows dy`.
 fn bias_gradient(desc: &Desc, dy: &Tensor, target: &Target) -> Result<()> {
     if dy.device().is_cpu() {
-        return with_real!(desc.dtype, OP, T => cpu::bias_gradient::<T>(desc, dy, target));
+        return with_real!(desc.dtype, OP, T => sum_columns::<T>(OP, dy, desc.n, target));
     }
     gpu::bias_gradient(desc, dy, target)
 }

@@ -17,13 +17,13 @@
 //! Cost: `2·m·n·k` floating-point operations forward.
 //! Errors: [`Error::Shape`], [`Error::DType`], [`Error::DeviceMismatch`], [`Error::NotContiguous`] for operands that do not fit.
 
-mod cpu;
+pub(crate) mod cpu;
 mod gpu;
 
 use crate::autograd::{Recorded, Saved, Sinks, Tape, Target, Var};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::host::with_real;
+use crate::ops::host::{sum_columns, with_real};
 use crate::shape::Dims;
 use crate::tensor::Tensor;
 
@@ -144,7 +144,7 @@ impl Node {
     /// `db += Σ_rows dy`.
     fn bias_gradient(&self, dy: &Tensor, target: &Target) -> Result<()> {
         if dy.device().is_cpu() {
-            return with_real!(self.desc.dtype, OP, T => cpu::bias_gradient::<T>(&self.desc, dy, target));
+            return with_real!(self.desc.dtype, OP, T => sum_columns::<T>(OP, dy, self.desc.n, target));
         }
         gpu::bias_gradient(&self.desc, dy, target)
     }

@@ -1,21 +1,21 @@
 //! The plan of a large 16-bit product on Hopper: `kernels/tile/hopper_gemm.cuh`.
 
 use super::{Layout, LowRankFactors, Product, Traffic};
-use crate::device::{LaunchSpec, Params, Swizzle, TensorMap, TensorMaps};
+use crate::device::{LaunchSpec, Swizzle, TensorMap, TensorMaps};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::kernels::KernelId;
-use crate::ops::plan::aligned;
+use crate::ops::plan::{aligned, launch};
 
 /// Rows of a block's tile of out, and how much of k one stage takes.
-const ROWS: usize = 128;
-const STEP: usize = 64;
+pub(super) const ROWS: usize = 128;
+pub(super) const STEP: usize = 64;
 /// How much of a sum one instruction takes.
-const MMA_STEP: usize = 16;
+pub(super) const MMA_STEP: usize = 16;
 /// Blocks of a cluster, one above the other.
-const CLUSTER: usize = 2;
+pub(super) const CLUSTER: usize = 2;
 /// Rows that a warp writes at once.
-const STORE_ROWS: u32 = 16;
+pub(super) const STORE_ROWS: u32 = 16;
 
 /// A block's tile of out and the kernels that make it: by layout (nt, nn), then f16 and bf16.
 pub(super) struct Tile {
@@ -120,14 +120,19 @@ pub(super) fn refusal(p: &Product, tile: &Tile) -> Option<String> {
         .then(|| format!("{turns} pairs of tiles leave many of {clusters} clusters idle at the end"))
 }
 
-fn pairs_and_columns(p: &Product, tile: &Tile) -> (usize, usize) {
+pub(super) fn pairs_and_columns(p: &Product, tile: &Tile) -> (usize, usize) {
     (p.m.div_ceil(ROWS * CLUSTER), p.n.div_ceil(tile.cols))
 }
 
 /// Pairs of tiles, which clusters take in turn.
-fn turns(p: &Product, tile: &Tile) -> usize {
+pub(super) fn turns(p: &Product, tile: &Tile) -> usize {
     let (pairs, columns) = pairs_and_columns(p, tile);
     pairs.saturating_mul(columns)
+}
+
+/// Clusters of a launch: no more than there are multiprocessors for.
+pub(super) fn clusters(p: &Product, tile: &Tile) -> usize {
+    turns(p, tile).min((p.gpu.multiprocessors as usize / CLUSTER).max(1))
 }
 
 /// The tiles that this product is made of, if it goes this way.
@@ -181,22 +186,27 @@ pub(super) fn spec(p: &Product, tile: &Tile) -> Result<LaunchSpec> {
         out_scale: p.scale as f32,
         unused: [0; 13],
     };
-    // One block a multiprocessor, in whole clusters; each cluster then takes pair after pair.
-    let most = (p.gpu.multiprocessors as usize / CLUSTER).max(1);
-    let clusters = turns(p, tile).min(most);
     Ok(LaunchSpec {
-        kernel,
-        grid: [(clusters * CLUSTER) as u32, 1, 1],
-        block: [kernel.row().threads, 1, 1],
-        cluster: [CLUSTER as u32, 1, 1],
-        shared_bytes: kernel.row().shared_bytes,
         maps: TensorMaps::from_slice(&[a1, b1, a2, b2, map(p.out, p.m, p.n, STORE_ROWS)]),
-        params: Params::of(&params),
+        ..persistent(p, (tile, kernel), &params)
     })
 }
 
+/// One block a multiprocessor, in whole clusters; each cluster then takes pair after pair of tiles. The maps are still to come.
+pub(super) fn persistent<P: bytemuck::NoUninit>(
+    p: &Product,
+    (tile, kernel): (&Tile, KernelId),
+    params: &P,
+) -> LaunchSpec {
+    LaunchSpec {
+        grid: [(clusters(p, tile) * CLUSTER) as u32, 1, 1],
+        cluster: [CLUSTER as u32, 1, 1],
+        ..launch(kernel, 1, params)
+    }
+}
+
 /// Sectors of a row of `extent` elements that is read or written in lines of `STEP`.
-fn row_sectors(extent: usize) -> u64 {
+pub(super) fn row_sectors(extent: usize) -> u64 {
     let line = |elements: usize| (elements as u64 * 2).div_ceil(32);
     (extent / STEP) as u64 * line(STEP) + line(extent % STEP)
 }

@@ -120,3 +120,82 @@ fn the_result_is_the_sum() {
     let sum = |i: usize, j: usize| (0..k).map(|l| a[i * k + l] * b[j * k + l]).sum::<f32>();
     assert!((0..m * n).all(|at| hopper[at] == sum(at / n, at % n)));
 }
+
+/// What one launch makes, h and y, beside what two of the portable ones make of the same operands.
+fn together_and_apart([m, n, k, r]: [usize; 4], dtype: DType, tile: usize, dropout: bool, seed: u64) -> [Vec<f32>; 4] {
+    let device = device(seed);
+    let draw = |name, dims: &[usize]| tensor(&device, name, dims, dtype, 1);
+    let (x, weight, bias) = (draw("x", &[m, k]), draw("w", &[n, k]), draw("bias", &[n]));
+    let (a, b) = (draw("a", &[r, k]), draw("b", &[n, r]));
+    let mut out = Vec::new();
+    for together in [true, false] {
+        let (h, y) = (draw("h", &[m, r]), draw("y", &[m, n]));
+        let [x, weight, a, b, bias, to_h, to_y] = [&x, &weight, &a, &b, &bias, &h, &y].map(|t| t.address().unwrap());
+        let dropout = dropout.then(|| Dropout::new(0.5, Stream { seed: 3 << 40, step: 5, site: 7 }));
+        let down = Product::new("test", Layout::Nt, dtype, [m, r, k], [x, a, to_h]);
+        let down = Product { scale: 0.5, dropout, ..down };
+        let base = Product::new("test", Layout::Nt, dtype, [m, n, k], [x, weight, to_y]);
+        let low_rank = Some(LowRankFactors { a: to_h, b, rank: r, scale: 1.0 });
+        let base = Product { bias, low_rank, ..base };
+        if together {
+            let both = one_launch::OneLaunch::of_tile(down, base.on(&device), tile).unwrap();
+            both.run(&device).unwrap();
+            let foretold = both.traffic();
+            let counted = device.take_counters().unwrap().remove(0).1;
+            assert_eq!((counted.tensor_macs, counted.store_sectors), (foretold.macs, foretold.stored));
+            assert_eq!((counted.bank_conflicts, counted.local_accesses), (0, 0));
+            // And what threads read themselves: the bias, and whether h is there, which they ask until it is.
+            assert!(counted.load_sectors >= foretold.loaded);
+        } else {
+            device.run(&Plan::from_iter([down.spec().unwrap(), base.spec().unwrap()])).unwrap();
+        }
+        out.extend([h, y].map(|t| t.to_f32_vec().unwrap()));
+    }
+    out.try_into().unwrap()
+}
+
+#[test]
+#[cfg_attr(not(graftwork_kernels), ignore = "this build has no kernels")]
+fn a_product_and_its_update_in_one_launch_are_exact() {
+    // Less than a tile; more tiles than clusters; each width of h, and ranks below it.
+    let shapes = [[65, 72, 8, 8], [600, 264, 200, 16], [137, 520, 72, 24], [300, 136, 136, 64], [520, 328, 328, 40]];
+    let mut seed = 0;
+    for (i, shape) in shapes.into_iter().enumerate() {
+        for tile in [0, 1] {
+            for dropout in [false, true] {
+                seed += 1;
+                let dtype = [DType::F16, DType::BF16][(i + tile) % 2];
+                let [h, y, exact_h, exact_y] = together_and_apart(shape, dtype, tile, dropout, seed);
+                assert!(h == exact_h, "h of {shape:?}, tile {tile}, {dtype}, dropout {dropout}");
+                assert!(y == exact_y, "y of {shape:?}, tile {tile}, {dtype}, dropout {dropout}");
+            }
+        }
+    }
+}
+
+#[test]
+#[cfg_attr(not(graftwork_kernels), ignore = "this build has no kernels")]
+fn no_order_of_clusters_changes_a_bit_of_one_launch() {
+    let run = |seed| together_and_apart([520, 328, 136, 16], DType::BF16, 1, true, seed);
+    let first = run(1);
+    assert!((2..6).all(|seed| run(seed) == first));
+}
+
+#[test]
+fn one_launch_costs_the_tensor_cores_little() {
+    // (1 + r/n + r/k + 1 %) of the plain product's.
+    for (m, n, k) in [(8192, 4096, 4096), (2048, 14336, 4096), (2048, 4096, 14336)] {
+        for r in [16, 64] {
+            let product = |n, k| Product {
+                gpu: Gpu { capability: 90, multiprocessors: 132 },
+                ..Product::new("test", Layout::Nt, DType::BF16, [m, n, k], [16; 3])
+            };
+            let low_rank = Some(LowRankFactors { a: 16, b: 16, rank: r, scale: 1.0 });
+            let base = Product { low_rank, ..product(n, k) };
+            let both = one_launch::OneLaunch::new(product(r, k), base).unwrap();
+            let plain = (m * n * k) as f64;
+            let most = 1.0 + r as f64 / n as f64 + r as f64 / k as f64 + 0.01;
+            assert!(both.traffic().macs as f64 <= most * plain, "{m} x {n} x {k}, rank {r}");
+        }
+    }
+}
