@@ -1,4 +1,4 @@
-// The tiles of the portable products, as the kernel table has them: what frozen_linear.cu and ride.cu have in common.
+// The tiles of the portable products, as the kernel table has them: what frozen_linear.cu, ride.cu and segments.cu have in common.
 #pragma once
 
 #include "tile/gemm_fma.cuh"

@@ -5,6 +5,7 @@
 //! an [`Insert`] in each place. The report says what matched and what did not.
 
 mod attach;
+mod bank;
 pub mod block_sparse;
 mod bottleneck;
 mod files;
@@ -21,6 +22,7 @@ pub mod sora;
 pub mod vl_pet;
 
 pub use attach::{AttachReport, Attached, Sites};
+pub use bank::{LoraBank, LoraBankConfig, Route, SlotValues};
 pub use bottleneck::{Bottleneck, BottleneckConfig, HeadLayout};
 pub use files::{adapter_file, load_adapter, native_adapter, restore_native, save_adapter};
 pub use graph::{Fusion, GaNet, GaNetConfig, GraphAttention, GraphConv, Reference};

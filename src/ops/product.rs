@@ -61,6 +61,21 @@ impl Rider {
     }
 }
 
+/// A low-rank product whose second factor depends on the row: see `kernels/tile/segments.cuh`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Segmented {
+    /// `[m, depth]`
+    pub a: u64,
+    /// `[slots, n, depth]` for nt, `[slots, depth, n]` for nn.
+    pub b: u64,
+    pub depth: usize,
+    /// `[slots + 1]`, `u32`: the rows of each slot.
+    pub offsets: u64,
+    /// `[slots]`, f32, or 0.
+    pub scales: u64,
+    pub slots: usize,
+}
+
 /// One product on addresses. Address 0 is an absent operand.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Product {
@@ -77,7 +92,9 @@ pub(crate) struct Product {
     pub low_rank: Option<LowRankFactors>,
     /// nt and nn.
     pub rider: Option<Rider>,
-    /// nt: of A. nn: of the low-rank product. tn: of B.
+    /// nt and nn, in place of a low-rank product; `k` may be 0.
+    pub segmented: Option<Segmented>,
+    /// nt: of A. nn: of the low-rank product. tn: of B. With segments it acts on the update alone, in nt on its A.
     pub dropout: Option<Dropout>,
     pub scale: f64,
     pub accumulate: bool,
@@ -179,6 +196,23 @@ const _: () = {
     );
 };
 
+/// Mirrors `struct SegmentParams` in `kernels/tile/segments.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub(crate) struct SegmentParams {
+    pub gemm: GemmParams,
+    pub offsets: u64,
+    pub scales: u64,
+    pub slots: u32,
+    pub depth: u32,
+}
+
+const _: () = {
+    use std::mem::offset_of;
+    assert!(size_of::<SegmentParams>() == 168 && offset_of!(SegmentParams, offsets) == 144);
+    assert!(offset_of!(SegmentParams, slots) == 160);
+};
+
 pub(crate) const VECTOR_A1: u32 = 1;
 pub(crate) const VECTOR_B1: u32 = 2;
 pub(crate) const VECTOR_A2: u32 = 4;
@@ -195,6 +229,8 @@ struct Tile {
     kernels: [PerDType; 3],
     /// With a rider: nt and nn.
     riding: [PerDType; 2],
+    /// With segments: nt and nn.
+    segmented: [PerDType; 2],
 }
 
 macro_rules! per_dtype {
@@ -219,6 +255,7 @@ static TILES: [Tile; 2] = [
             per_dtype!("frozen_linear_tn", "128x128x32"),
         ],
         riding: [per_dtype!("ride_nt", "128x128x32"), per_dtype!("ride_nn", "128x128x32")],
+        segmented: [per_dtype!("segments_nt", "128x128x32"), per_dtype!("segments_nn", "128x128x32")],
     },
     Tile {
         name: "64x64",
@@ -230,6 +267,7 @@ static TILES: [Tile; 2] = [
             per_dtype!("frozen_linear_tn", "64x64x32"),
         ],
         riding: [per_dtype!("ride_nt", "64x64x32"), per_dtype!("ride_nn", "64x64x32")],
+        segmented: [per_dtype!("segments_nt", "64x64x32"), per_dtype!("segments_nn", "64x64x32")],
     },
 ];
 
@@ -258,6 +296,7 @@ impl Product {
             bias: 0,
             low_rank: None,
             rider: None,
+            segmented: None,
             dropout: None,
             scale: 1.0,
             accumulate: false,
@@ -368,6 +407,15 @@ impl Product {
         // A grid beyond the limit of launches is refused by the launcher.
         let blocks = u32::try_from(tiles * pieces).unwrap_or(u32::MAX);
         let gemm = self.params_in_pieces(split);
+        if let Some(s) = self.segmented {
+            let kernel = by_dtype(self.op, self.dtype, &tile.segmented[self.layout as usize])?;
+            let (slots, depth) = (s.slots as u32, s.depth as u32);
+            return Ok(launch(
+                kernel,
+                blocks,
+                &SegmentParams { gemm, offsets: s.offsets, scales: s.scales, slots, depth },
+            ));
+        }
         let Some(rider) = self.rider else { return Ok(launch(kernel, blocks, &gemm)) };
         let Rider { values, offsets, others, blocks: numbers, b, scale } = rider;
         let riding = RideParams { gemm, values, offsets, others, blocks: numbers, b: b as u32, scale: scale as f32 };
@@ -382,7 +430,8 @@ impl Product {
             Layout::Tn => (self.m, self.n),
         };
         let [stride_a, stride_b, stride_out] = self.strides.unwrap_or([row_a, row_b, self.n]);
-        let low = self.low_rank.unwrap_or(LowRankFactors { a: 0, b: 0, rank: 0, scale: 0.0 });
+        let update = self.segmented.map(|s| LowRankFactors { a: s.a, b: s.b, rank: s.depth, scale: 1.0 });
+        let low = self.low_rank.or(update).unwrap_or(LowRankFactors { a: 0, b: 0, rank: 0, scale: 0.0 });
         let low_row_b = if self.layout == Layout::Nt { low.rank } else { self.n };
         let vector = |address: u64, row: usize, flag: u32| {
             let whole = address != 0
@@ -406,7 +455,8 @@ impl Product {
             | if pairs { PAIRS } else { 0 };
         // The kernel's masks only drop; what is kept is scaled together with the sum it is part of.
         let keep = self.dropout.map_or(1.0, |d| f64::from(d.keep_scale));
-        let (low_keep, out_keep) = if self.layout == Layout::Nn { (keep, 1.0) } else { (1.0, keep) };
+        let of_update = self.layout == Layout::Nn || self.segmented.is_some();
+        let (low_keep, out_keep) = if of_update { (keep, 1.0) } else { (1.0, keep) };
         let (stream, threshold) = self.dropout.map_or((None, 0), |d| (Some(d.stream), d.threshold));
         GemmParams {
             a1: low.a,
@@ -417,7 +467,8 @@ impl Product {
             out: self.out,
             m: self.m as u64,
             n: self.n as u64,
-            k1: low.rank as u64,
+            // Segments have steps of their own.
+            k1: if self.segmented.is_some() { 0 } else { low.rank as u64 },
             k2: self.k as u64,
             split: split as u64,
             stride_a: stride_a as u64,

@@ -202,11 +202,26 @@ impl ParamSet {
     /// Replaces a parameter's values, master and working copy.
     pub fn set(&self, id: ParamId, values: &[f32]) -> Result<()> {
         let dims = self.get(id)?.dims.clone();
-        let device = Device::cpu();
-        let source = Tensor::from_f32(&device, &dims, values, DType::F32)?;
+        self.replace(id, &dims, values, Ok)
+    }
+
+    /// Replaces the values `[index]` of a parameter, of which its first dimension counts, and leaves the others.
+    pub fn set_at(&self, id: ParamId, index: usize, values: &[f32]) -> Result<()> {
+        let dims = self.get(id)?.dims.clone();
+        self.replace(id, dims.get(1..).unwrap_or_default(), values, |whole| whole.slice(0, index, 1))
+    }
+
+    fn replace(
+        &self,
+        id: ParamId,
+        dims: &[usize],
+        values: &[f32],
+        part: impl Fn(Tensor) -> Result<Tensor>,
+    ) -> Result<()> {
+        let source = Tensor::from_f32(&Device::cpu(), dims, values, DType::F32)?;
         for flat in [&self.0.master, &self.0.working] {
             let cast = source.cast(flat.dtype())?;
-            self.view(flat, id)?.set_bytes(&cast.to_bytes()?)?;
+            part(self.view(flat, id)?)?.set_bytes(&cast.to_bytes()?)?;
         }
         Ok(())
     }

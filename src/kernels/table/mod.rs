@@ -14,7 +14,7 @@ use block_sparse::{
 use graph::{COSINE_GRAPH, EDGE_SOFTMAX, GRAPH_ATTENTION, SDDMM, SPMM};
 use products::{
     FROZEN_LINEAR, FROZEN_LINEAR_HOPPER_128, FROZEN_LINEAR_HOPPER_256, GEMM_STAGES, GEMM_STEP, ONE_LAUNCH_HOPPER_128,
-    ONE_LAUNCH_HOPPER_256, RIDE, f32_product, ring, small_product,
+    ONE_LAUNCH_HOPPER_256, RIDE, SEGMENTS, f32_product, ring, small_product,
 };
 
 /// Which GPUs a kernel runs on.
@@ -286,6 +286,7 @@ pub const FAMILIES: &[Family] = &[
     RIDE,
     SCALE_ADD,
     SDDMM,
+    SEGMENTS,
     SPMM,
     TOPOLOGY,
 ];

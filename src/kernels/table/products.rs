@@ -82,6 +82,24 @@ pub const RIDE: Family = Family {
     ],
 };
 
+pub const SEGMENTS: Family = Family {
+    source: "segments.cu",
+    class: Class::Portable,
+    defines: FROZEN_LINEAR.defines,
+    kernels: &[
+        Row { max_registers: 208, ..large_product("segments_nt_f16_128x128x32_sm80") },
+        Row { max_registers: 208, ..large_product("segments_nt_bf16_128x128x32_sm80") },
+        large_ride("segments_nn_f16_128x128x32_sm80"),
+        large_ride("segments_nn_bf16_128x128x32_sm80"),
+        Row { max_registers: 144, ..small_product("segments_nt_f16_64x64x32_sm80") },
+        Row { max_registers: 144, ..small_product("segments_nt_bf16_64x64x32_sm80") },
+        small_ride("segments_nn_f16_64x64x32_sm80"),
+        small_ride("segments_nn_bf16_64x64x32_sm80"),
+        f32_ride("segments_nt_f32_64x64x16_sm80"),
+        f32_ride("segments_nn_f32_64x64x16_sm80"),
+    ],
+};
+
 /// Ring, panels of out, and barriers of a product on Hopper: 128 rows and so many columns a block, 64 of k a stage.
 const fn hopper_ring(cols: u32, stages: u32) -> u32 {
     stages * (128 + cols) * 64 * 2 + 2 * 128 * 64 * 2 + stages * 16

@@ -87,6 +87,9 @@ pub(super) fn refusal(p: &Product, tile: &Tile) -> Option<String> {
     if p.rider.is_some() {
         return Some("nothing block-sparse rides on it".into());
     }
+    if p.segmented.is_some() {
+        return Some("has one update for all rows".into());
+    }
     if p.strides.is_some() {
         return Some("reads no columns of wider matrices".into());
     }

@@ -1,6 +1,7 @@
-//! Linear layers: frozen with bias, low-rank update and dropout, and trainable.
+//! Linear layers: frozen with bias, low-rank update and dropout, with an adapter for each run of rows, and trainable.
 
-use graftwork::ops::{LowRank, frozen_linear, linear, scale_add};
+use graftwork::DType;
+use graftwork::ops::{Bank, LowRank, Segments, frozen_linear, frozen_linear_segmented, linear, scale_add};
 
 use crate::verify::case::{Arithmetic, Case, Judge};
 
@@ -30,6 +31,22 @@ const FROZEN: [Frozen; 20] = [
     Frozen(128, 256, 192, 0, true, 0.0),
     Frozen(257, 320, 136, 0, false, 0.0),
 ];
+
+/// Rows of each slot, n, k, r, dropout.
+type Segmented = (&'static [usize], [usize; 3], f64);
+
+/// Runs within a tile and across tiles, slots without rows, more slots than rows, no rows; odd sizes and whole tiles.
+const SEGMENTED: [Segmented; 7] = [
+    (&[0, 0], [5, 3, 2], 0.0),
+    (&[1], [1, 1, 1], 0.5),
+    (&[3, 0, 70, 1, 0], [24, 40, 8], 0.5),
+    (&[1, 1, 1, 1, 5, 60, 2], [9, 7, 3], 0.0),
+    (&[0, 2, 0, 0, 0, 0, 1], [136, 72, 24], 0.5),
+    (&[65, 64, 63], [33, 96, 40], 0.0),
+    (&[128, 0, 64], [64, 64, 64], 0.5),
+];
+/// Sides long enough for the large tile, in y and in dx.
+const SEGMENTED_TILES: [Segmented; 2] = [(&[700, 1, 0, 580], [1161, 33, 5], 0.0), (&[127, 1154], [33, 1161, 5], 0.5)];
 
 /// Every side just below, at and just above the edges of the kernels' tiles (64, 128; along k 16, 32), whole pieces of tokens (256) and
 /// one more, and odd ranks.
@@ -67,11 +84,15 @@ pub fn all() -> Vec<Case> {
     cases.extend(EDGES.map(|shape| frozen(shape, Judge::Exact).unaligned()));
     cases.extend(EDGES.map(|Frozen(m, n, k, ..)| trainable((m, n, k), Judge::Exact).unaligned()));
     cases.push(trainable(MANY_TOKENS, Judge::Exact));
+    cases.extend(SEGMENTED_TILES.map(|shape| segmented(shape, Judge::Exact)));
+    cases.extend([SEGMENTED[2], SEGMENTED[5]].map(|shape| segmented(shape, Judge::Exact).unaligned()));
     for judge in [Judge::Exact, Judge::Bound] {
         cases.extend([(0, 3, 5), (3, 7, 17), (257, 65, 33)].map(|shape| trainable(shape, judge).all_inputs()));
         cases.extend([FROZEN[1], FROZEN[5], FROZEN[6]].map(|shape| frozen(shape, judge).all_inputs()));
         cases.extend(FROZEN.iter().map(|&shape| frozen(shape, judge)));
         cases.extend([(1, 3, 5, 2), (17, 33, 65, 8), (64, 64, 64, 8)].map(|shape| shared(shape, judge)));
+        cases.extend(SEGMENTED.map(|shape| segmented(shape, judge)));
+        cases.push(segmented(SEGMENTED[4], judge).all_inputs());
         cases.extend(LINEAR.iter().map(|&shape| trainable(shape, judge)));
     }
     cases
@@ -108,6 +129,29 @@ pub fn frozen(Frozen(m, n, k, r, bias, dropout): Frozen, judge: Judge) -> Case {
         };
         frozen_linear(tape, given.var("x")?, given.frozen("weight")?, given.maybe("bias"), update)
     })
+}
+
+/// A bank of adapters, each on its own rows.
+pub fn segmented((lengths, [n, k, r], dropout): Segmented, judge: Judge) -> Case {
+    let (m, slots) = (lengths.iter().sum(), lengths.len());
+    let mask = if dropout > 0.0 { " dropout" } else { "" };
+    // Beyond the sums: scale, mask, bias and the sum of both products.
+    let extra = 4;
+    Case::new("frozen_linear_segmented", format!("{lengths:?}x{n}x{k} r={r}{mask}"), judge)
+        .limit(UNIT)
+        .dropout(dropout > 0.0)
+        .input("x", &[m, k], Arithmetic::depth(n + r + extra).inner(1))
+        .frozen("weight", &[n, k])
+        .stored("scales", DType::F32, &[slots], |slot| [0.5, 1.0, 2.0][slot % 3])
+        .param("bias", &[n], Arithmetic::depth(m))
+        .param("a", &[slots, r, k], Arithmetic::depth(m + n + extra).inner(1))
+        .param("b", &[slots, n, r], Arithmetic::depth(m + k + extra).inner(1))
+        .call(Arithmetic::depth(k + r + extra).inner(1), move |tape, given| {
+            let (x, a, b) = (given.var("x")?, given.var("a")?, given.var("b")?);
+            let bank = Bank { a, b, scales: given.tensor("scales")?, dropout, site: 3 };
+            let segments = Segments::new(x.tensor().device(), lengths)?;
+            frozen_linear_segmented(tape, x, given.frozen("weight")?, given.maybe("bias"), bank, &segments)
+        })
 }
 
 /// Two layers that read one x, as q and v do: the second gradient of x is added to the first.
