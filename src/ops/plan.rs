@@ -8,6 +8,21 @@ use crate::kernels::KernelId;
 /// The kernels of one pass for f32, f16 and bf16.
 pub(crate) type PerDType = [KernelId; 3];
 
+/// The kernels `{name}_{f32, f16, bf16}_{tile}_sm80`; those of f32 may have a tile of their own.
+macro_rules! per_dtype {
+    ($name:expr, $tile:expr) => {
+        $crate::ops::plan::per_dtype!($name, $tile, $tile)
+    };
+    ($name:expr, $tile:expr, $tile_f32:expr) => {
+        [
+            $crate::kernels::KernelId::of(concat!($name, "_f32_", $tile_f32, "_sm80")),
+            $crate::kernels::KernelId::of(concat!($name, "_f16_", $tile, "_sm80")),
+            $crate::kernels::KernelId::of(concat!($name, "_bf16_", $tile, "_sm80")),
+        ]
+    };
+}
+pub(crate) use per_dtype;
+
 pub(crate) fn by_dtype(op: &'static str, dtype: DType, kernels: &PerDType) -> Result<KernelId> {
     match dtype {
         DType::F32 => Ok(kernels[0]),

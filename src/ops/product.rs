@@ -13,9 +13,8 @@ use crate::autograd::Target;
 use crate::device::{Device, LaunchSpec, Launcher, Plan};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::kernels::KernelId;
 use crate::ops::column_sum::column_sum;
-use crate::ops::plan::{PerDType, aligned, by_dtype, launch, pack};
+use crate::ops::plan::{PerDType, aligned, by_dtype, launch, pack, per_dtype};
 use crate::ops::scale_add::into_dtype;
 use crate::rng::Dropout;
 use crate::tensor::Tensor;
@@ -233,16 +232,6 @@ struct Tile {
     segmented: [PerDType; 2],
 }
 
-macro_rules! per_dtype {
-    ($pass:literal, $tile:literal) => {
-        [
-            KernelId::of(concat!($pass, "_f32_64x64x16_sm80")),
-            KernelId::of(concat!($pass, "_f16_", $tile, "_sm80")),
-            KernelId::of(concat!($pass, "_bf16_", $tile, "_sm80")),
-        ]
-    };
-}
-
 /// In order of preference. f32 has one tile and stands in the last.
 static TILES: [Tile; 2] = [
     Tile {
@@ -250,24 +239,24 @@ static TILES: [Tile; 2] = [
         edge: 128,
         step: 32,
         kernels: [
-            per_dtype!("frozen_linear_nt", "128x128x32"),
-            per_dtype!("frozen_linear_nn", "128x128x32"),
-            per_dtype!("frozen_linear_tn", "128x128x32"),
+            per_dtype!("frozen_linear_nt", "128x128x32", "64x64x16"),
+            per_dtype!("frozen_linear_nn", "128x128x32", "64x64x16"),
+            per_dtype!("frozen_linear_tn", "128x128x32", "64x64x16"),
         ],
-        riding: [per_dtype!("ride_nt", "128x128x32"), per_dtype!("ride_nn", "128x128x32")],
-        segmented: [per_dtype!("segments_nt", "128x128x32"), per_dtype!("segments_nn", "128x128x32")],
+        riding: [per_dtype!("ride_nt", "128x128x32", "64x64x16"), per_dtype!("ride_nn", "128x128x32", "64x64x16")],
+            segmented: [per_dtype!("segments_nt", "128x128x32", "64x64x16"), per_dtype!("segments_nn", "128x128x32", "64x64x16")],
     },
     Tile {
         name: "64x64",
         edge: 64,
         step: 16,
         kernels: [
-            per_dtype!("frozen_linear_nt", "64x64x32"),
-            per_dtype!("frozen_linear_nn", "64x64x32"),
-            per_dtype!("frozen_linear_tn", "64x64x32"),
+            per_dtype!("frozen_linear_nt", "64x64x32", "64x64x16"),
+            per_dtype!("frozen_linear_nn", "64x64x32", "64x64x16"),
+            per_dtype!("frozen_linear_tn", "64x64x32", "64x64x16"),
         ],
-        riding: [per_dtype!("ride_nt", "64x64x32"), per_dtype!("ride_nn", "64x64x32")],
-        segmented: [per_dtype!("segments_nt", "64x64x32"), per_dtype!("segments_nn", "64x64x32")],
+        riding: [per_dtype!("ride_nt", "64x64x32", "64x64x16"), per_dtype!("ride_nn", "64x64x32", "64x64x16")],
+            segmented: [per_dtype!("segments_nt", "64x64x32", "64x64x16"), per_dtype!("segments_nn", "64x64x32", "64x64x16")],
     },
 ];
 

@@ -9,9 +9,8 @@ use crate::autograd::Target;
 use crate::device::{LaunchSpec, Plan};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::kernels::KernelId;
 use crate::ops::column_sum::column_sum;
-use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack};
+use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack, per_dtype};
 use crate::ops::product::{Gpu, Rider};
 use crate::ops::target::{ACCUMULATE, WIDE, address_and_flags};
 use crate::tensor::Tensor;
@@ -93,32 +92,22 @@ struct Edge {
     join: PerDType,
 }
 
-macro_rules! per_dtype {
-    ($pass:literal, $edge:literal) => {
-        [
-            KernelId::of(concat!("block_sparse_", $pass, "_f32_", $edge, "_sm80")),
-            KernelId::of(concat!("block_sparse_", $pass, "_f16_", $edge, "_sm80")),
-            KernelId::of(concat!("block_sparse_", $pass, "_bf16_", $edge, "_sm80")),
-        ]
-    };
-}
-
 macro_rules! edge {
     ($edge:literal) => {
         Edge {
             dense: [
-                per_dtype!("dense_nn", $edge),
-                per_dtype!("dense_nt", $edge),
-                per_dtype!("dense_tn", $edge),
-                per_dtype!("dense_tt", $edge),
+                per_dtype!("block_sparse_dense_nn", $edge),
+                per_dtype!("block_sparse_dense_nt", $edge),
+                per_dtype!("block_sparse_dense_tn", $edge),
+                per_dtype!("block_sparse_dense_tt", $edge),
             ],
             sampled: [
-                per_dtype!("sampled_nn", $edge),
-                per_dtype!("sampled_nt", $edge),
-                per_dtype!("sampled_tn", $edge),
-                per_dtype!("sampled_tt", $edge),
+                per_dtype!("block_sparse_sampled_nn", $edge),
+                per_dtype!("block_sparse_sampled_nt", $edge),
+                per_dtype!("block_sparse_sampled_tn", $edge),
+                per_dtype!("block_sparse_sampled_tt", $edge),
             ],
-            join: per_dtype!("join_t256", $edge),
+            join: per_dtype!("block_sparse_join_t256", $edge),
         }
     };
 }

@@ -6,7 +6,7 @@ use crate::device::Plan;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::KernelId;
-use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack};
+use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack, per_dtype};
 use crate::ops::target::address_and_flags;
 use crate::tensor::Tensor;
 
@@ -37,27 +37,11 @@ pub struct Params {
 
 const _: () = assert!(size_of::<Params>() == 112 && std::mem::offset_of!(Params, smoothing) == 88);
 
-const ROWS_BY_WARP: PerDType = [
-    KernelId::of("cross_entropy_rows_f32_w32_sm80"),
-    KernelId::of("cross_entropy_rows_f16_w32_sm80"),
-    KernelId::of("cross_entropy_rows_bf16_w32_sm80"),
-];
-const ROWS_BY_BLOCK: PerDType = [
-    KernelId::of("cross_entropy_rows_f32_t256_sm80"),
-    KernelId::of("cross_entropy_rows_f16_t256_sm80"),
-    KernelId::of("cross_entropy_rows_bf16_t256_sm80"),
-];
+const ROWS_BY_WARP: PerDType = per_dtype!("cross_entropy_rows", "w32");
+const ROWS_BY_BLOCK: PerDType = per_dtype!("cross_entropy_rows", "t256");
 const SUM: KernelId = KernelId::of("cross_entropy_sum_f32_t256_sm80");
-const BACKWARD_BY_WARP: PerDType = [
-    KernelId::of("cross_entropy_bwd_f32_w32_sm80"),
-    KernelId::of("cross_entropy_bwd_f16_w32_sm80"),
-    KernelId::of("cross_entropy_bwd_bf16_w32_sm80"),
-];
-const BACKWARD_BY_BLOCK: PerDType = [
-    KernelId::of("cross_entropy_bwd_f32_t256_sm80"),
-    KernelId::of("cross_entropy_bwd_f16_t256_sm80"),
-    KernelId::of("cross_entropy_bwd_bf16_t256_sm80"),
-];
+const BACKWARD_BY_WARP: PerDType = per_dtype!("cross_entropy_bwd", "w32");
+const BACKWARD_BY_BLOCK: PerDType = per_dtype!("cross_entropy_bwd", "t256");
 
 /// Rows of up to this many classes take a warp.
 const WARP_CLASSES: usize = 1024;

@@ -7,7 +7,7 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::graph::Csr;
 use crate::kernels::KernelId;
-use crate::ops::plan::{PerDType, blocks, by_dtype, launch};
+use crate::ops::plan::{PerDType, blocks, by_dtype, launch, per_dtype};
 use crate::ops::rows::{Deal, GraphParams, lanes};
 use crate::ops::target::address_and_flags;
 use crate::tensor::Tensor;
@@ -40,16 +40,8 @@ const STATS: u32 = 1;
 const JOIN: u32 = 2;
 const WRITE: u32 = 3;
 
-const FORWARD: PerDType = [
-    KernelId::of("edge_softmax_fwd_f32_t256_sm80"),
-    KernelId::of("edge_softmax_fwd_f16_t256_sm80"),
-    KernelId::of("edge_softmax_fwd_bf16_t256_sm80"),
-];
-const BACKWARD: PerDType = [
-    KernelId::of("edge_softmax_bwd_f32_t256_sm80"),
-    KernelId::of("edge_softmax_bwd_f16_t256_sm80"),
-    KernelId::of("edge_softmax_bwd_bf16_t256_sm80"),
-];
+const FORWARD: PerDType = per_dtype!("edge_softmax_fwd", "t256");
+const BACKWARD: PerDType = per_dtype!("edge_softmax_bwd", "t256");
 
 pub fn forward(desc: &Desc, graph: &Csr, scores: &Tensor, p: &Tensor) -> Result<()> {
     run(desc, graph, by_dtype(OP, desc.dtype, &FORWARD)?, [scores.address()?, 0], (p.address()?, 0))

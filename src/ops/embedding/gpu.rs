@@ -5,8 +5,7 @@ use crate::autograd::Target;
 use crate::device::Plan;
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::kernels::KernelId;
-use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack};
+use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack, per_dtype};
 use crate::ops::target::address_and_flags;
 use crate::tensor::Tensor;
 
@@ -42,16 +41,8 @@ pub struct GradientParams {
 
 const _: () = assert!(size_of::<GradientParams>() == 56 && std::mem::offset_of!(GradientParams, wide_ids) == 48);
 
-const FORWARD: PerDType = [
-    KernelId::of("embedding_fwd_f32_t256_sm80"),
-    KernelId::of("embedding_fwd_f16_t256_sm80"),
-    KernelId::of("embedding_fwd_bf16_t256_sm80"),
-];
-const GRADIENT: PerDType = [
-    KernelId::of("embedding_bwd_f32_c512_sm80"),
-    KernelId::of("embedding_bwd_f16_c512_sm80"),
-    KernelId::of("embedding_bwd_bf16_c512_sm80"),
-];
+const FORWARD: PerDType = per_dtype!("embedding_fwd", "t256");
+const GRADIENT: PerDType = per_dtype!("embedding_bwd", "c512");
 /// Columns that a block of the gradient kernels takes.
 const COLUMNS: u64 = 512;
 

@@ -7,7 +7,7 @@ use crate::device::{LaunchSpec, Plan};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::KernelId;
-use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack};
+use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack, per_dtype};
 use crate::ops::product::GemmParams;
 use crate::tensor::Tensor;
 
@@ -100,19 +100,9 @@ const SEES_HIDDEN: u32 = 8;
 const DROPOUT: u32 = 16;
 const ROWS_ONLY: u32 = 32;
 
-macro_rules! per_dtype {
-    ($pass:literal, $tile:literal) => {
-        [
-            KernelId::of(concat!("granular_scale_", $pass, "_f32_", $tile, "_sm80")),
-            KernelId::of(concat!("granular_scale_", $pass, "_f16_", $tile, "_sm80")),
-            KernelId::of(concat!("granular_scale_", $pass, "_bf16_", $tile, "_sm80")),
-        ]
-    };
-}
-
 /// With a short and with a long block.
-const FORWARD: [PerDType; 2] = [per_dtype!("fwd", "t64"), per_dtype!("fwd", "t256")];
-const BACKWARD: [PerDType; 2] = [per_dtype!("bwd", "t64"), per_dtype!("bwd", "t256")];
+const FORWARD: [PerDType; 2] = [per_dtype!("granular_scale_fwd", "t64"), per_dtype!("granular_scale_fwd", "t256")];
+const BACKWARD: [PerDType; 2] = [per_dtype!("granular_scale_bwd", "t64"), per_dtype!("granular_scale_bwd", "t256")];
 /// Fused into the product that makes ΔH.
 const UP: PerDType = [
     KernelId::of("granular_scale_up_f32_64x64x16_sm80"),

@@ -6,8 +6,7 @@ use crate::device::Plan;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::graph::Csr;
-use crate::kernels::KernelId;
-use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack};
+use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack, per_dtype};
 use crate::ops::rows::{Deal, GraphParams, lanes};
 use crate::ops::spmm::gpu::{tiles, unit};
 use crate::tensor::Tensor;
@@ -43,19 +42,9 @@ const _: () = {
 const VECTOR: u32 = 1;
 const SPLIT: u32 = 2;
 
-macro_rules! per_dtype {
-    ($pass:literal) => {
-        [
-            KernelId::of(concat!("graph_attention_", $pass, "_f32_t256_sm80")),
-            KernelId::of(concat!("graph_attention_", $pass, "_f16_t256_sm80")),
-            KernelId::of(concat!("graph_attention_", $pass, "_bf16_t256_sm80")),
-        ]
-    };
-}
-
-const FORWARD: PerDType = per_dtype!("fwd");
-const JOIN: PerDType = per_dtype!("join");
-const EDGES: PerDType = per_dtype!("edges");
+const FORWARD: PerDType = per_dtype!("graph_attention_fwd", "t256");
+const JOIN: PerDType = per_dtype!("graph_attention_join", "t256");
+const EDGES: PerDType = per_dtype!("graph_attention_edges", "t256");
 
 pub fn forward(desc: &Desc, graph: &Csr, operands: &Operands, y: &Tensor, lse: &Tensor) -> Result<()> {
     let width = desc.f + 2 * desc.heads;

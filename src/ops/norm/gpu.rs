@@ -5,7 +5,7 @@ use crate::autograd::Target;
 use crate::device::Plan;
 use crate::error::Result;
 use crate::kernels::KernelId;
-use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack};
+use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack, per_dtype};
 use crate::tensor::Tensor;
 
 /// Mirrors `struct Forward` in `kernels/norm.cu`.
@@ -65,31 +65,11 @@ const _: () = assert!(size_of::<Forward>() == 72 && std::mem::offset_of!(Forward
 const _: () = assert!(size_of::<Backward>() == 72 && std::mem::offset_of!(Backward, centred) == 56);
 const _: () = assert!(size_of::<Gamma>() == 64 && std::mem::offset_of!(Gamma, centred) == 56);
 
-const FORWARD_WARP: PerDType = [
-    KernelId::of("norm_fwd_f32_warp_sm80"),
-    KernelId::of("norm_fwd_f16_warp_sm80"),
-    KernelId::of("norm_fwd_bf16_warp_sm80"),
-];
-const FORWARD_BLOCK: PerDType = [
-    KernelId::of("norm_fwd_f32_block_sm80"),
-    KernelId::of("norm_fwd_f16_block_sm80"),
-    KernelId::of("norm_fwd_bf16_block_sm80"),
-];
-const BACKWARD_WARP: PerDType = [
-    KernelId::of("norm_bwd_f32_warp_sm80"),
-    KernelId::of("norm_bwd_f16_warp_sm80"),
-    KernelId::of("norm_bwd_bf16_warp_sm80"),
-];
-const BACKWARD_BLOCK: PerDType = [
-    KernelId::of("norm_bwd_f32_block_sm80"),
-    KernelId::of("norm_bwd_f16_block_sm80"),
-    KernelId::of("norm_bwd_bf16_block_sm80"),
-];
-const GAMMA: PerDType = [
-    KernelId::of("norm_gamma_f32_t256_sm80"),
-    KernelId::of("norm_gamma_f16_t256_sm80"),
-    KernelId::of("norm_gamma_bf16_t256_sm80"),
-];
+const FORWARD_WARP: PerDType = per_dtype!("norm_fwd", "warp");
+const FORWARD_BLOCK: PerDType = per_dtype!("norm_fwd", "block");
+const BACKWARD_WARP: PerDType = per_dtype!("norm_bwd", "warp");
+const BACKWARD_BLOCK: PerDType = per_dtype!("norm_bwd", "block");
+const GAMMA: PerDType = per_dtype!("norm_gamma", "t256");
 
 /// Rows whose products one block adds up for dγ.
 const PIECE: usize = 128;

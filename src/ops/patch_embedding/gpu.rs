@@ -4,8 +4,7 @@ use super::{Desc, OP, Operands, Sum};
 use crate::autograd::Target;
 use crate::device::Plan;
 use crate::error::{Error, Result};
-use crate::kernels::KernelId;
-use crate::ops::plan::{PerDType, blocks, by_dtype, launch};
+use crate::ops::plan::{PerDType, blocks, by_dtype, launch, per_dtype};
 use crate::ops::target::address_and_flags;
 use crate::tensor::Tensor;
 
@@ -54,21 +53,9 @@ pub struct SumParams {
 
 const _: () = assert!(size_of::<SumParams>() == 72 && std::mem::offset_of!(SumParams, flags) == 64);
 
-const FORWARD: PerDType = [
-    KernelId::of("patch_embedding_fwd_f32_t64_sm80"),
-    KernelId::of("patch_embedding_fwd_f16_t64_sm80"),
-    KernelId::of("patch_embedding_fwd_bf16_t64_sm80"),
-];
-const PIXELS: PerDType = [
-    KernelId::of("patch_embedding_dpixels_f32_t64_sm80"),
-    KernelId::of("patch_embedding_dpixels_f16_t64_sm80"),
-    KernelId::of("patch_embedding_dpixels_bf16_t64_sm80"),
-];
-const SUMS: PerDType = [
-    KernelId::of("patch_embedding_sums_f32_c32_sm80"),
-    KernelId::of("patch_embedding_sums_f16_c32_sm80"),
-    KernelId::of("patch_embedding_sums_bf16_c32_sm80"),
-];
+const FORWARD: PerDType = per_dtype!("patch_embedding_fwd", "t64");
+const PIXELS: PerDType = per_dtype!("patch_embedding_dpixels", "t64");
+const SUMS: PerDType = per_dtype!("patch_embedding_sums", "c32");
 /// Rows and columns of a block's tile of a product, and columns of a block of a sum.
 const TILE: u64 = 64;
 const SUM_COLUMNS: u64 = 32;

@@ -5,7 +5,7 @@ use crate::autograd::Target;
 use crate::device::Plan;
 use crate::error::Result;
 use crate::kernels::KernelId;
-use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack};
+use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack, per_dtype};
 use crate::tensor::Tensor;
 
 /// Mirrors `struct Params` in `kernels/pool.cu`.
@@ -28,16 +28,8 @@ pub struct Params {
 
 const _: () = assert!(size_of::<Params>() == 56 && std::mem::offset_of!(Params, factor) == 40);
 
-const FORWARD: PerDType = [
-    KernelId::of("pool_fwd_f32_t256_sm80"),
-    KernelId::of("pool_fwd_f16_t256_sm80"),
-    KernelId::of("pool_fwd_bf16_t256_sm80"),
-];
-const BACKWARD: PerDType = [
-    KernelId::of("pool_bwd_f32_t256_sm80"),
-    KernelId::of("pool_bwd_f16_t256_sm80"),
-    KernelId::of("pool_bwd_bf16_t256_sm80"),
-];
+const FORWARD: PerDType = per_dtype!("pool_fwd", "t256");
+const BACKWARD: PerDType = per_dtype!("pool_bwd", "t256");
 
 pub fn first_token(desc: &Desc, x: &Tensor, y: &Tensor) -> Result<Plan> {
     plan(desc, by_dtype(OP, desc.dtype, &FORWARD)?, x.address()?, y.address()?, false, desc.b)

@@ -4,8 +4,7 @@ use super::{OP, Pairs};
 use crate::autograd::Target;
 use crate::device::Plan;
 use crate::error::Result;
-use crate::kernels::KernelId;
-use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack};
+use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack, per_dtype};
 use crate::ops::rows::{Deal, GraphParams, lanes};
 use crate::ops::spmm::gpu::unit;
 use crate::ops::target::address_and_flags;
@@ -36,11 +35,7 @@ const _: () = {
 const VECTOR: u32 = 1;
 const MEAN: u32 = 2;
 
-const KERNELS: PerDType = [
-    KernelId::of("sddmm_fwd_f32_t256_sm80"),
-    KernelId::of("sddmm_fwd_f16_t256_sm80"),
-    KernelId::of("sddmm_fwd_bf16_t256_sm80"),
-];
+const KERNELS: PerDType = per_dtype!("sddmm_fwd", "t256");
 
 pub fn dots(pairs: &Pairs, target: &Target) -> Result<()> {
     let dtype = pairs.a.dtype();

@@ -6,7 +6,7 @@ use crate::device::{LaunchSpec, Plan};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::KernelId;
-use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack};
+use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack, per_dtype};
 use crate::ops::rows::{Deal, GraphParams, lanes};
 use crate::ops::target::address_and_flags;
 use crate::tensor::Tensor;
@@ -39,28 +39,18 @@ const _: () = {
     assert!(offset_of!(Params, f) == 120 && offset_of!(Params, flags) == 148);
 };
 
-pub(crate) const VECTOR: u32 = 1;
-pub(crate) const MEAN: u32 = 2;
-pub(crate) const LOWEST: u32 = 4;
+const VECTOR: u32 = 1;
+const MEAN: u32 = 2;
+const LOWEST: u32 = 4;
 pub(crate) const SPLIT: u32 = 8;
 const WIDE_WEIGHTS: u32 = 16;
 const WIDE_DEGREES: u32 = 32;
 
-macro_rules! per_dtype {
-    ($pass:literal) => {
-        [
-            KernelId::of(concat!("spmm_", $pass, "_f32_t256_sm80")),
-            KernelId::of(concat!("spmm_", $pass, "_f16_t256_sm80")),
-            KernelId::of(concat!("spmm_", $pass, "_bf16_t256_sm80")),
-        ]
-    };
-}
-
-const SUM: PerDType = per_dtype!("sum");
-const PICK: PerDType = per_dtype!("pick");
-const MAX: PerDType = per_dtype!("max");
-const SUM_JOIN: PerDType = per_dtype!("sumjoin");
-const MAX_JOIN: PerDType = per_dtype!("maxjoin");
+const SUM: PerDType = per_dtype!("spmm_sum", "t256");
+const PICK: PerDType = per_dtype!("spmm_pick", "t256");
+const MAX: PerDType = per_dtype!("spmm_max", "t256");
+const SUM_JOIN: PerDType = per_dtype!("spmm_sumjoin", "t256");
+const MAX_JOIN: PerDType = per_dtype!("spmm_maxjoin", "t256");
 
 pub fn sum(gather: &Gather, target: &Target) -> Result<()> {
     let (y, flags) = address_and_flags(OP, gather.x.dtype(), target)?;
