@@ -110,6 +110,11 @@ pub(crate) fn add_scaled(target: &Target, source: &Tensor, s: f64) -> Result<()>
         return Err(Error::shape(OP, "source", format!("{:?}", target.tensor.dims()), source.dims()));
     }
     target.tensor.require_device(OP, "target", source.device())?;
+    let narrows = source.dtype() == DType::F32 && target.tensor.dtype() != DType::F32;
+    if narrows && !source.device().is_cpu() {
+        // The one kernel that rounds sums in f32 into a narrower target, here of one row.
+        return column_sum(source, 1, source.numel(), s, target);
+    }
     let desc = Desc { outer: 1, inner: source.numel(), scale: s, dtype: source.dtype() };
     run(&desc, target.accumulate.then_some(&target.tensor), source, &target.tensor)
 }

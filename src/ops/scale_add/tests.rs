@@ -13,6 +13,7 @@ on_each_device!(
     the_gradient_of_the_residual_is_not_copied,
     a_parameter_accumulates_in_f32,
     accumulating_adds_into_wider_targets_and_writes_fresh_ones,
+    sums_in_f32_are_rounded_once_into_narrow_targets,
     into_dtype_goes_through_a_tensor_only_where_it_must,
     nothing_is_fine_and_nan_passes,
     an_empty_z_gets_a_gradient_of_zeros,
@@ -116,6 +117,20 @@ fn accumulating_adds_into_wider_targets_and_writes_fresh_ones() {
                 let want: Vec<f64> = values.iter().map(|v| v + before).collect();
                 assert_eq!(target.tensor.to_f64_vec().unwrap(), want);
             }
+        }
+    }
+}
+
+fn sums_in_f32_are_rounded_once_into_narrow_targets() {
+    let (source, values) = draw("source", &[33], DType::F32);
+    for to in [DType::F16, DType::BF16] {
+        for before in [1.0, 0.0] {
+            let tensor = Tensor::from_f32(&device(), &[33], &[1.0; 33], to).unwrap();
+            let target = Target { tensor, accumulate: before != 0.0 };
+            add_scaled(&target, &source, 0.5).unwrap();
+            let want: Vec<f64> = values.iter().map(|v| 0.5 * v + before).collect();
+            let sizes: Vec<f64> = values.iter().map(|v| 0.5 * v.abs() + before).collect();
+            assert!(compare::bound(&target.tensor.to_f64_vec().unwrap(), &want, &sizes, 2, to).ok());
         }
     }
 }

@@ -36,7 +36,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Csr, Pattern};
 use crate::ops::host::with_real;
 use crate::ops::rows::require_graph;
-use crate::ops::scale_add::accumulate;
+use crate::ops::scale_add::into_dtype;
 use crate::ops::sddmm;
 use crate::tensor::Tensor;
 
@@ -255,16 +255,9 @@ pub(crate) fn sum_into(gather: &Gather, target: &Target) -> Result<()> {
     if x.device().is_cpu() {
         return with_real!(x.dtype(), OP, T => cpu::sum::<T>(gather, target));
     }
-    let got = target.tensor.dtype();
-    if got == x.dtype() || got == DType::F32 {
-        return gpu::sum(gather, target);
-    }
-    // f32 features into a 16-bit gradient.
-    let own = Target { tensor: Tensor::empty(x.device(), target.tensor.dims(), x.dtype())?, accumulate: false };
-    gpu::sum(gather, &own)?;
-    match x.dtype() {
-        DType::F32 => crate::ops::column_sum::column_sum(&own.tensor, 1, own.tensor.numel(), 1.0, target),
-        _ => accumulate(target, &own.tensor),
+    match target.tensor.dtype() {
+        DType::F32 => gpu::sum(gather, target),
+        _ => into_dtype(target, x.dtype(), |target| gpu::sum(gather, target)),
     }
 }
 

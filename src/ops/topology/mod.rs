@@ -4,11 +4,12 @@
 //! |---|---|---|
 //! | `mask` | `[⌈n/b⌉, ⌈k/b⌉]`, not zero where a block is | u8 |
 //!
-//! Counts, running sums, and one pass each in row order and in column order; the result is the host's to the bit. What comes back to the
-//! host is the index, which schedules need; the mask stays.
+//! Counts, running sums, and one pass each in row order and in column order; the result is the host's to the bit. The index is then read
+//! back, since work is cut evenly on the host, and the pattern brings index and schedules to the device in one copy. What stays there is
+//! the mask: a byte a block of the grid, where the index has sixteen a block that exists.
 //!
-//! Cost: the mask is read three times. Errors: [`Error::Shape`], [`Error::DType`], [`Error::NotContiguous`] for a mask that does not fit,
-//! and those of a pattern's shape and block.
+//! Cost: the mask is read four times, by row and by column to count and again to fill. Errors: [`Error::Shape`], [`Error::DType`],
+//! [`Error::NotContiguous`] for a mask that does not fit, and those of a pattern's shape and block.
 
 mod gpu;
 #[cfg(test)]
