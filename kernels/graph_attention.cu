@@ -11,7 +11,7 @@
 //
 // A row's lanes hold 16 bytes each of x and y. Limited by gathering rows of x. No shared memory, no atomics.
 
-#include "tile/csr.cuh"
+#include "tile/pairs.cuh"
 
 #ifndef GRAPH_ATTENTION_THREADS
 #error "GRAPH_ATTENTION_THREADS comes from the kernel table"
@@ -157,77 +157,45 @@ struct Forward {
 
 template <typename T, bool VECTOR_>
 struct Edges {
-    using Slice = tile::Slice<T, VECTOR_>;
-    static constexpr int N = Slice::N;
     const Params& p;
-    const tile::Team& team;
     size_t head;
-    size_t tiles;
-    size_t row;
     float left;
     float lse;
     float mean;
-    float own[N];
+    tile::PairDots<T, VECTOR_> pairs;
 
     __device__ __forceinline__ Edges(const Params& p, const tile::Team& team, size_t head)
-        : p(p), team(team), head(head), tiles(tile::tiles_of<T, VECTOR_>(team, p.d)) {}
+        : p(p), head(head), pairs(team, head * p.d, p.d) {}
 
-    __device__ __forceinline__ Slice slice(size_t tile) const { return Slice(team, head * p.d, p.d, tile); }
-    __device__ __forceinline__ const T* dy() const { return static_cast<const T*>(p.dy) + row * p.f; }
-
-    static __device__ __forceinline__ float dot(const float (&u)[N], const float (&v)[N]) {
-        float sum = 0.0f;
-#pragma unroll
-        for (int i = 0; i < N; ++i) sum = fmaf(u[i], v[i], sum);
-        return sum;
-    }
-
-    __device__ __forceinline__ void begin(size_t i) {
-        row = i;
-        left = tile::widen(static_cast<const T*>(p.left)[i * p.heads + head]);
-        lse = p.lse[i * p.heads + head];
-        slice(0).load(dy(), own);
-        float along = 0.0f;
-        for (size_t t = 0; t < tiles; ++t) {
-            float u[N], v[N];
-            slice(t).load(dy(), u);
-            slice(t).load(static_cast<const T*>(p.y) + row * p.f, v);
-            along += dot(u, v);
-        }
-        mean = team.sum(along);
+    __device__ __forceinline__ void begin(size_t row) {
+        left = tile::widen(static_cast<const T*>(p.left)[row * p.heads + head]);
+        lse = p.lse[row * p.heads + head];
+        pairs.hold(static_cast<const T*>(p.dy) + row * p.f);
+        const T* const y[1] = {static_cast<const T*>(p.y) + row * p.f};
+        float along[1];
+        pairs.multiply(y, along, tile::Every{});
+        mean = along[0];
     }
 
     template <int COUNT>
     __device__ __forceinline__ void see(size_t e) {
-        float v[COUNT][N], sums[COUNT];
+        const T* others[COUNT];
+        float slopes[COUNT];
         size_t j[COUNT];
 #pragma unroll
         for (int k = 0; k < COUNT; ++k) {
             j[k] = tile::gathered(p.graph, e + k);
-            slice(0).load(static_cast<const T*>(p.x) + j[k] * p.f, v[k]);
+            others[k] = static_cast<const T*>(p.x) + j[k] * p.f;
         }
-#pragma unroll
-        for (int k = 0; k < COUNT; ++k) sums[k] = dot(own, v[k]);
-        for (size_t t = 1; t < tiles; ++t) {
-            float u[N];
-            slice(t).load(dy(), u);
-#pragma unroll
-            for (int k = 0; k < COUNT; ++k) {
-                float w[N];
-                slice(t).load(static_cast<const T*>(p.x) + j[k] * p.f, w);
-                sums[k] += dot(u, w);
-            }
-        }
+        pairs.multiply(others, slopes, tile::Every{});
+        if (pairs.team.lane != 0) return;
 #pragma unroll
         for (int k = 0; k < COUNT; ++k) {
-            const float slope = team.sum(sums[k]);
-            if (team.lane == 0) {
-                const float z = sum_of<T>(p, left, j[k], head);
-                const float alpha = expf(leaky(z, p.slope) - lse);
-                const size_t at = (e + k) * p.heads + head;
-                p.alpha[at] = alpha;
-                p.dz[at] = alpha * (slope - mean) * (z > 0.0f ? 1.0f : p.slope);
-            }
+            const float z = sum_of<T>(p, left, j[k], head);
+            const float alpha = expf(leaky(z, p.slope) - lse);
+            const size_t at = (e + k) * p.heads + head;
+            p.alpha[at] = alpha;
+            p.dz[at] = alpha * (slopes[k] - mean) * (z > 0.0f ? 1.0f : p.slope);
         }
     }
 

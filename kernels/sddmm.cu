@@ -4,15 +4,12 @@
 //
 // With arg, only columns where arg[i, c] is the number of e count: the gradient of the weights of a maximum.
 //
-//   piece of work: one chunk of edges (tile/csr.cuh) x one head
-//
-//     a[i]  | lane 0 | lane 1 | .. |  the row's part stays in registers while its edges go by, four at a time
-//     b[j]  | lane 0 | lane 1 | .. |  products are added within a lane, then over the team
+//   piece of work: one chunk of edges (tile/csr.cuh) x one head; a[i] stays while its edges go by, four at a time (tile/pairs.cuh)
 //
 // Limited by gathering rows of b. No shared memory, no atomics.
 
-#include "tile/csr.cuh"
 #include "tile/gradient.cuh"
+#include "tile/pairs.cuh"
 
 #ifndef SDDMM_THREADS
 #error "SDDMM_THREADS comes from the kernel table"
@@ -33,74 +30,44 @@ struct Params {
 };
 static_assert(sizeof(Params) == 120 && offsetof(Params, a) == 56 && offsetof(Params, heads) == 104, "mirrors gpu.rs");
 
-enum Flag : uint32_t { VECTOR = 1, MEAN = 2 };
+enum Flag : uint32_t { VECTORS = 1, MEAN = 2 };
 
 constexpr int AHEAD = 4;
 
-template <typename T, bool VECTOR_>
+template <typename T, bool VECTOR>
 struct Dots {
-    using Slice = tile::Slice<T, VECTOR_>;
-    static constexpr int N = Slice::N;
     const Params& p;
-    const tile::Team& team;
     size_t head;
-    size_t tiles;
     size_t row;
     float by;
-    float own[N];
+    tile::PairDots<T, VECTOR> pairs;
 
     __device__ __forceinline__ Dots(const Params& p, const tile::Team& team, size_t head)
-        : p(p), team(team), head(head), tiles(tile::tiles_of<T, VECTOR_>(team, p.d)) {}
-
-    __device__ __forceinline__ Slice slice(size_t tile) const { return Slice(team, head * p.d, p.d, tile); }
-    __device__ __forceinline__ const T* a() const { return static_cast<const T*>(p.a) + row * p.f; }
-    __device__ __forceinline__ const T* b(size_t j) const { return static_cast<const T*>(p.b) + j * p.f; }
+        : p(p), head(head), pairs(team, head * p.d, p.d) {}
 
     __device__ __forceinline__ void begin(size_t i) {
         row = i;
         by = p.flags & MEAN ? static_cast<float>(tile::degree_of(p.graph, i)) : 1.0f;
-        slice(0).load(a(), own);
-    }
-
-    __device__ __forceinline__ float part(const Slice& at, const float (&u)[N], const float (&v)[N], size_t e) const {
-        float sum = 0.0f;
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-            const bool counts = p.arg == nullptr ||
-                                (at.inside(i) &&
-                                 tile::integer(p.arg, p.graph.wide_offsets, row * p.f + at.column(i)) == e);
-            if (counts) sum = fmaf(u[i], v[i], sum);
-        }
-        return sum;
+        pairs.hold(static_cast<const T*>(p.a) + row * p.f);
     }
 
     template <int COUNT>
     __device__ __forceinline__ void multiply(size_t e) {
-        float v[COUNT][N], sums[COUNT];
-        size_t j[COUNT];
-        const Slice first = slice(0);
+        const T* others[COUNT];
+        float sums[COUNT];
 #pragma unroll
-        for (int k = 0; k < COUNT; ++k) j[k] = tile::gathered(p.graph, e + k);
-#pragma unroll
-        for (int k = 0; k < COUNT; ++k) first.load(b(j[k]), v[k]);
-#pragma unroll
-        for (int k = 0; k < COUNT; ++k) sums[k] = part(first, own, v[k], e + k);
-        for (size_t t = 1; t < tiles; ++t) {
-            const Slice at = slice(t);
-            float u[N];
-            at.load(a(), u);
-#pragma unroll
-            for (int k = 0; k < COUNT; ++k) {
-                float w[N];
-                at.load(b(j[k]), w);
-                sums[k] += part(at, u, w, e + k);
-            }
+        for (int k = 0; k < COUNT; ++k) others[k] = static_cast<const T*>(p.b) + tile::gathered(p.graph, e + k) * p.f;
+        if (p.arg == nullptr) {
+            pairs.multiply(others, sums, tile::Every{});
+        } else {
+            pairs.multiply(others, sums, [&](int k, const auto& part, int i) {
+                return part.inside(i) &&
+                       tile::integer(p.arg, p.graph.wide_offsets, row * p.f + part.column(i)) == e + k;
+            });
         }
 #pragma unroll
-        for (int k = 0; k < COUNT; ++k) {
-            const float sum = team.sum(sums[k]);
-            if (team.lane == 0) tile::put<T>(p.out, (e + k) * p.heads + head, sum / by, p.target);
-        }
+        for (int k = 0; k < COUNT; ++k)
+            if (pairs.team.lane == 0) tile::put<T>(p.out, (e + k) * p.heads + head, sums[k] / by, p.target);
     }
 
     __device__ __forceinline__ void edges(size_t e, size_t last) {
@@ -112,18 +79,18 @@ struct Dots {
     __device__ __forceinline__ void leave(size_t, size_t) {}
 };
 
-template <typename T, bool VECTOR_>
+template <typename T, bool VECTOR>
 __device__ __forceinline__ void run(const Params& p) {
     const tile::Team team(p.lanes);
     tile::for_teams(team, tile::chunks_of(p.graph) * p.heads, [&](size_t work) {
-        Dots<T, VECTOR_> dots(p, team, work % p.heads);
+        Dots<T, VECTOR> dots(p, team, work % p.heads);
         tile::walk(p.graph, work / p.heads, true, dots);
     });
 }
 
 #define SDDMM(NAME, T)                                                                                         \
     extern "C" __global__ void __launch_bounds__(SDDMM_THREADS, 2) NAME(const __grid_constant__ Params p) {       \
-        if (p.flags & VECTOR) {                                                                                \
+        if (p.flags & VECTORS) {                                                                                \
             run<T, true>(p);                                                                                   \
         } else {                                                                                               \
             run<T, false>(p);                                                                                  \
