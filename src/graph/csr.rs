@@ -227,22 +227,38 @@ fn counts(tensor: &Tensor, argument: &'static str) -> Result<Vec<usize>> {
     values.into_iter().enumerate().map(count).collect()
 }
 
-/// Offsets or indices of a CPU graph, of either width.
-pub enum Ints<'a> {
+/// Offsets or indices of a CPU graph, held for reading.
+pub(crate) enum HeldInts<'a> {
     Narrow(HostRead<'a, i32>),
     Wide(HostRead<'a, i64>),
 }
 
-impl<'a> Ints<'a> {
+impl<'a> HeldInts<'a> {
     pub fn of(op: &'static str, tensor: &'a Tensor) -> Result<Self> {
         match tensor.dtype() {
-            DType::I32 => Ok(Ints::Narrow(tensor.read(op)?)),
-            _ => Ok(Ints::Wide(tensor.read(op)?)),
+            DType::I32 => Ok(HeldInts::Narrow(tensor.read(op)?)),
+            _ => Ok(HeldInts::Wide(tensor.read(op)?)),
         }
     }
 
+    pub fn values(&self) -> Ints<'_> {
+        match self {
+            HeldInts::Narrow(values) => Ints::Narrow(values),
+            HeldInts::Wide(values) => Ints::Wide(values),
+        }
+    }
+}
+
+/// Offsets or indices of either width.
+#[derive(Clone, Copy)]
+pub(crate) enum Ints<'a> {
+    Narrow(&'a [i32]),
+    Wide(&'a [i64]),
+}
+
+impl Ints<'_> {
     #[inline(always)]
-    pub fn at(&self, i: usize) -> usize {
+    pub fn at(self, i: usize) -> usize {
         match self {
             Ints::Narrow(values) => values[i] as usize,
             Ints::Wide(values) => values[i] as usize,

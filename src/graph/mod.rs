@@ -20,6 +20,6 @@ mod normalise;
 mod tests;
 
 pub use adjacency::Adjacency;
-pub(crate) use csr::Pattern;
-pub use csr::{Csr, Ints, Width};
+pub use csr::{Csr, Width};
+pub(crate) use csr::{HeldInts, Ints, Pattern};
 pub use normalise::Normalisation;

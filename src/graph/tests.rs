@@ -100,6 +100,6 @@ fn a_graph_on_a_device_is_the_same_in_either_width() {
 }
 
 fn counts_of(tensor: &Tensor) -> Vec<usize> {
-    let ints = Ints::of("test", tensor).unwrap();
-    (0..tensor.numel()).map(|i| ints.at(i)).collect()
+    let ints = HeldInts::of("test", tensor).unwrap();
+    (0..tensor.numel()).map(|i| ints.values().at(i)).collect()
 }

@@ -26,6 +26,7 @@ mod math;
 pub mod multiply;
 pub mod norm;
 pub mod patch_embedding;
+mod pieces;
 mod plan;
 pub mod pool;
 mod product;

@@ -4,6 +4,7 @@
 use rayon::prelude::*;
 
 use super::host::vectorised;
+use super::pieces::Panel;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::{Csr, Ints, Pattern};
@@ -81,7 +82,7 @@ pub(crate) fn lanes(units: usize) -> u32 {
     units.clamp(1, 32).next_power_of_two() as u32
 }
 
-/// A graph and operands on the same device, and a number of heads that divides the features.
+/// Refuses a graph on another device than its operand.
 pub(crate) fn require_graph(op: &'static str, graph: &Csr, x: &Tensor) -> Result<()> {
     if graph.device() == x.device() {
         return Ok(());
@@ -96,55 +97,62 @@ const PARALLEL_FROM: usize = 64 * 1024;
 const SHARE: usize = 64 * 1024;
 
 /// The outputs of rows: row r has the elements `begins(r) .. begins(r + 1)`.
-pub(crate) struct RowSlices<'a, T, F> {
-    pub values: &'a mut [T],
+pub(crate) struct RowPanels<P, F> {
+    pub panel: P,
     pub begins: F,
 }
 
-/// Calls `body(row, a, b)` with each row's slices of two outputs, several rows at a time on several threads. `cost` is the work of an edge, in
+/// The rows of a graph on the CPU.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    pub offsets: Ints<'a>,
+    pub rows: usize,
+    pub edges: usize,
+}
+
+/// Calls `body(row, a, b)` with each row's elements of two outputs, several rows at a time on several threads. `cost` is the work of an edge, in
 /// elements: threads take rows of about the same number of edges. Rows are independent, so results do not depend on the number of threads.
-pub(crate) fn for_graph_rows<A: Send, B: Send>(
-    pattern: (&Ints, usize, usize),
+pub(crate) fn for_graph_rows<A: Panel, B: Panel>(
+    graph: Rows<'_>,
     cost: usize,
-    a: RowSlices<'_, A, impl Fn(usize) -> usize + Sync>,
-    b: RowSlices<'_, B, impl Fn(usize) -> usize + Sync>,
-    body: impl Fn(usize, &mut [A], &mut [B]) + Sync,
+    a: RowPanels<A, impl Fn(usize) -> usize + Sync>,
+    b: RowPanels<B, impl Fn(usize) -> usize + Sync>,
+    body: impl Fn(usize, &mut [A::Item], &mut [B::Item]) + Sync,
 ) {
-    let (offsets, rows, edges) = pattern;
-    let group = |first: usize, last: usize, mut a_rest: &mut [A], mut b_rest: &mut [B]| {
+    let Rows { offsets, rows, edges } = graph;
+    let (a_begins, b_begins) = (a.begins, b.begins);
+    let some = |first: usize, last: usize, mut a_rest: &mut [A::Item], mut b_rest: &mut [B::Item]| {
         vectorised(
             #[inline(always)]
             || {
                 for row in first..last {
-                    let (a_row, a_next) =
-                        std::mem::take(&mut a_rest).split_at_mut((a.begins)(row + 1) - (a.begins)(row));
-                    let (b_row, b_next) =
-                        std::mem::take(&mut b_rest).split_at_mut((b.begins)(row + 1) - (b.begins)(row));
+                    let (a_row, a_next) = std::mem::take(&mut a_rest).split_at_mut(a_begins(row + 1) - a_begins(row));
+                    let (b_row, b_next) = std::mem::take(&mut b_rest).split_at_mut(b_begins(row + 1) - b_begins(row));
                     (a_rest, b_rest) = (a_next, b_next);
                     body(row, a_row, b_row);
                 }
             },
         )
     };
-    let cost = cost.max(1);
-    if (rows + edges).saturating_mul(cost) < PARALLEL_FROM {
-        group(0, rows, a.values, b.values);
-        return;
-    }
-    let share = (SHARE / cost).max(1);
+    let group = |(first, last, a, b): (usize, usize, A, B)| a.fill(|a| b.fill(|b| some(first, last, a, b)));
+    let share = (SHARE / cost.max(1)).max(1);
     let (mut groups, mut first) = (Vec::new(), 0);
-    let (mut a_rest, mut b_rest) = (a.values, b.values);
+    let (mut a_rest, mut b_rest) = (a.panel, b.panel);
     while first < rows {
         let wanted = offsets.at(first) + first + share;
         // The rows whose ends come before `wanted`, and at least one.
         let last = bisect(first + 1, rows, |row| offsets.at(row) + row < wanted);
-        let (a_own, a_next) = std::mem::take(&mut a_rest).split_at_mut((a.begins)(last) - (a.begins)(first));
-        let (b_own, b_next) = std::mem::take(&mut b_rest).split_at_mut((b.begins)(last) - (b.begins)(first));
+        let (a_own, a_next) = a_rest.cut(a_begins(last) - a_begins(first));
+        let (b_own, b_next) = b_rest.cut(b_begins(last) - b_begins(first));
         (a_rest, b_rest) = (a_next, b_next);
         groups.push((first, last, a_own, b_own));
         first = last;
     }
-    groups.into_par_iter().for_each(|(first, last, a, b)| group(first, last, a, b));
+    if (rows + edges).saturating_mul(cost.max(1)) < PARALLEL_FROM {
+        groups.into_iter().for_each(group);
+    } else {
+        groups.into_par_iter().for_each(group);
+    }
 }
 
 /// The first of `low ..= high` for which `below` is false, `high` if it is for none.
@@ -157,15 +165,15 @@ fn bisect(mut low: usize, mut high: usize, below: impl Fn(usize) -> bool) -> usi
 }
 
 /// No second output.
-pub(crate) fn nothing<'a>() -> RowSlices<'a, (), impl Fn(usize) -> usize + Sync> {
-    RowSlices { values: &mut [], begins: |_| 0 }
+pub(crate) fn nothing<'a>() -> RowPanels<&'a mut [()], impl Fn(usize) -> usize + Sync> {
+    RowPanels { panel: &mut [], begins: |_| 0 }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::device::Device;
-    use crate::graph::Adjacency;
+    use crate::graph::{Adjacency, HeldInts};
 
     #[test]
     fn every_row_is_visited_once_with_its_own_slices() {
@@ -173,11 +181,12 @@ mod tests {
         let edges: Vec<(usize, usize)> =
             degrees.iter().enumerate().flat_map(|(i, &d)| (0..d).map(move |j| (i, j % 7))).collect();
         let graph = Csr::new(&Adjacency::from_edges((7, 7), &edges, None).unwrap(), &Device::cpu()).unwrap();
-        let offsets = Ints::of("test", graph.offsets()).unwrap();
+        let held = HeldInts::of("test", graph.offsets()).unwrap();
+        let offsets = held.values();
         let (mut by_row, mut by_edge) = (vec![0usize; 14], vec![0usize; graph.edges()]);
-        let a = RowSlices { values: &mut by_row[..], begins: |r| 2 * r };
-        let b = RowSlices { values: &mut by_edge[..], begins: |r: usize| offsets.at(r) };
-        for_graph_rows((&offsets, 7, graph.edges()), 8, a, b, |row, a, b| {
+        let a = RowPanels { panel: &mut by_row[..], begins: |r| 2 * r };
+        let b = RowPanels { panel: &mut by_edge[..], begins: |r: usize| offsets.at(r) };
+        for_graph_rows(Rows { offsets, rows: 7, edges: graph.edges() }, 8, a, b, |row, a, b| {
             a.fill(row + 1);
             b.iter_mut().for_each(|v| *v += row);
             assert_eq!(b.len(), degrees[row]);

@@ -8,7 +8,8 @@ use super::{Desc, OP, require_finite};
 use crate::device::{Device, Mat, MatMut, gemm_alone};
 use crate::error::Result;
 use crate::graph::{Csr, Pattern};
-use crate::ops::host::{In, Real, vectorised};
+use crate::ops::host::{Real, vectorised};
+use crate::ops::pieces::{Held, PIECE, Values};
 use crate::tensor::Tensor;
 
 /// Rows and columns of a tile of the product: half a megabyte in f32, which stays in the second-level cache.
@@ -19,59 +20,64 @@ const GLANCE: usize = 32;
 
 /// One side of the pairs.
 struct Side<'a, T> {
-    values: &'a [T],
+    values: Values<'a, T>,
     squares: &'a [f64],
     f: usize,
 }
 
 impl<T: Real> Side<'_, T> {
-    fn row(&self, i: usize) -> &[T] {
-        &self.values[i * self.f..(i + 1) * self.f]
-    }
-
     /// Rows `first .. first + out.len() / f`, each of length 1, or of zeros.
+    #[inline(always)]
     fn normalised(&self, first: usize, out: &mut [T]) {
+        let mut room = [T::of(0.0); PIECE];
         for (i, out) in out.chunks_mut(self.f.max(1)).enumerate() {
             let square = self.squares[first + i];
             let scale = if square > 0.0 { 1.0 / square.sqrt() } else { 0.0 };
-            for (o, v) in out.iter_mut().zip(self.row(first + i)) {
-                *o = T::of(v.to_f64() * scale);
+            for (block, out) in out.chunks_mut(PIECE).enumerate() {
+                let from = self.values.piece((first + i) * self.f + block * PIECE, &mut room[..out.len()]);
+                for c in 0..out.len() {
+                    out[c] = T::of(from[c].to_f64() * scale);
+                }
             }
         }
     }
 }
 
 /// In f64, in the order of the columns. Products of two f32 are exact there, so that fused and separate arithmetic agree.
-fn similarity<T: Real>(a: &Side<T>, i: usize, b: &Side<T>, j: usize) -> f32 {
-    let mut product = 0.0;
-    for (u, v) in a.row(i).iter().zip(b.row(j)) {
-        product += u.to_f64() * v.to_f64();
+fn product<T: Real>(a: Values<T>, i: usize, b: Values<T>, j: usize, f: usize) -> f64 {
+    let (mut left, mut right) = ([T::of(0.0); PIECE], [T::of(0.0); PIECE]);
+    let (mut sum, mut c) = (0.0, 0);
+    while c < f {
+        let some = PIECE.min(f - c);
+        let (left, right) = (a.piece(i * f + c, &mut left[..some]), b.piece(j * f + c, &mut right[..some]));
+        for (u, v) in left.iter().zip(right) {
+            sum += u.to_f64() * v.to_f64();
+        }
+        c += some;
     }
-    (product / (a.squares[i] * b.squares[j]).sqrt()) as f32
+    sum
 }
 
-fn squares<T: Real>(x: &[T], n: usize, f: usize) -> Vec<f64> {
-    let square = |i: usize| {
-        let mut sum = 0.0;
-        for v in &x[i * f..(i + 1) * f] {
-            sum += v.to_f64() * v.to_f64();
-        }
-        sum
-    };
-    (0..n).into_par_iter().with_min_len(256).map(square).collect()
+fn similarity<T: Real>(a: &Side<T>, i: usize, b: &Side<T>, j: usize) -> f32 {
+    (product(a.values, i, b.values, j, a.f) / (a.squares[i] * b.squares[j]).sqrt()) as f32
+}
+
+fn squares<T: Real>(x: Values<T>, n: usize, f: usize) -> Vec<f64> {
+    (0..n).into_par_iter().with_min_len(256).map(|i| product(x, i, x, i, f)).collect()
 }
 
 /// Edges found so far: columns, and similarities where they are wanted.
 type Found = Vec<(u32, f32)>;
 
 pub fn graph<T: Real>(desc: &Desc, a: &Tensor, b: &Tensor) -> Result<Csr> {
-    let (a, b) = (In::<T>::of(OP, a)?, In::<T>::of(OP, b)?);
-    let a_squares = squares(&a, desc.v, desc.f);
+    let (a, b) = (Held::<T>::of(OP, a)?, Held::<T>::of(OP, b)?);
+    let (a, b) = (a.values(), b.values());
+    let a_squares = squares(a, desc.v, desc.f);
     require_finite(&a_squares, "features")?;
-    let b_squares = if desc.among { Vec::new() } else { squares(&b, desc.n, desc.f) };
+    let b_squares = if desc.among { Vec::new() } else { squares(b, desc.n, desc.f) };
     require_finite(&b_squares, "reference")?;
-    let a = Side { values: &a, squares: &a_squares, f: desc.f };
-    let b = Side { values: &b, squares: if desc.among { &a_squares } else { &b_squares }, f: desc.f };
+    let a = Side { values: a, squares: &a_squares, f: desc.f };
+    let b = Side { values: b, squares: if desc.among { &a_squares } else { &b_squares }, f: desc.f };
     // Of a pair the smaller number looks for the larger, unless rows must see all to choose.
     let half = desc.among && desc.top_k.is_none();
     let blocks: Vec<Vec<Found>> = (0..desc.v.div_ceil(ROWS))

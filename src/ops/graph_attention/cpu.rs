@@ -2,10 +2,10 @@
 
 use super::{Desc, OP, Operands, Slopes};
 use crate::error::Result;
-use crate::graph::{Csr, Ints};
-use crate::ops::host::{In, Out, Real};
-use crate::ops::lanes::dot;
-use crate::ops::rows::{RowSlices, for_graph_rows};
+use crate::graph::{Csr, HeldInts};
+use crate::ops::host::Real;
+use crate::ops::pieces::{Held, PIECE, Written};
+use crate::ops::rows::{RowPanels, Rows, for_graph_rows};
 use crate::tensor::Tensor;
 
 #[inline(always)]
@@ -14,27 +14,27 @@ fn leaky<T: Real>(z: T, slope: T) -> T {
 }
 
 pub fn forward<T: Real>(desc: &Desc, graph: &Csr, operands: &Operands, y: &Tensor, lse: &Tensor) -> Result<()> {
-    let (offsets, indices) = (Ints::of(OP, graph.offsets())?, Ints::of(OP, graph.indices())?);
-    let left = In::<T>::of(OP, operands.left)?;
-    let right = In::<T>::of(OP, operands.right)?;
-    let x = In::<T>::of(OP, operands.x)?;
-    let (left, right, x): (&[T], &[T], &[T]) = (&left, &right, &x);
-    let (mut y, mut lse) = (Out::<T>::of(OP, y)?, Out::<T>::of(OP, lse)?);
+    let (offsets, indices) = (HeldInts::of(OP, graph.offsets())?, HeldInts::of(OP, graph.indices())?);
+    let (offsets, indices) = (offsets.values(), indices.values());
+    let (left, right) = (Held::<T>::of(OP, operands.left)?, Held::<T>::of(OP, operands.right)?);
+    let x = Held::<T>::of(OP, operands.x)?;
+    let (left, right, x) = (left.values(), right.values(), x.values());
+    let (mut y, mut lse) = (Written::<T>::of(OP, y)?, Written::<T>::of(OP, lse)?);
     let (f, h, slope) = (desc.f, desc.heads, T::of(desc.slope));
     let d = f / h;
-    let rows = RowSlices { values: &mut y[..], begins: |row| row * f };
-    let sums = RowSlices { values: &mut lse[..], begins: |row| row * h };
     for_graph_rows(
-        (&offsets, desc.v, desc.e),
+        Rows { offsets, rows: desc.v, edges: desc.e },
         f,
-        rows,
-        sums,
+        RowPanels { panel: y.panel(), begins: |row| row * f },
+        RowPanels { panel: lse.panel(), begins: |row| row * h },
         #[inline(always)]
         |row, y, lse| {
             let (first, last) = (offsets.at(row), offsets.at(row + 1));
             y.fill(T::of(0.0));
+            let mut room = [T::of(0.0); PIECE];
             for head in 0..h {
-                let score = |e: usize| leaky(left[row * h + head] + right[indices.at(e) * h + head], slope);
+                let own = left.at(row * h + head);
+                let score = |e: usize| leaky(own + right.at(indices.at(e) * h + head), slope);
                 let mut most = T::of(f64::NEG_INFINITY);
                 for e in first..last {
                     most = most.maximum(score(e));
@@ -44,9 +44,12 @@ pub fn forward<T: Real>(desc: &Desc, graph: &Csr, operands: &Operands, y: &Tenso
                 for e in first..last {
                     let w = (score(e) - most).exp();
                     sum += w;
-                    let from = &x[indices.at(e) * f + head * d..][..d];
-                    for c in 0..d {
-                        y[c] += w * from[c];
+                    let at = indices.at(e) * f + head * d;
+                    for (block, y) in y.chunks_mut(PIECE).enumerate() {
+                        let from = x.piece(at + block * PIECE, &mut room[..y.len()]);
+                        for c in 0..y.len() {
+                            y[c] += w * from[c];
+                        }
                     }
                 }
                 if first < last {
@@ -58,38 +61,36 @@ pub fn forward<T: Real>(desc: &Desc, graph: &Csr, operands: &Operands, y: &Tenso
             }
         },
     );
-    y.finish()?;
-    lse.finish()
+    Ok(())
 }
 
 pub fn edges<T: Real>(desc: &Desc, graph: &Csr, operands: &Operands, slopes: &Slopes) -> Result<()> {
-    let (offsets, indices) = (Ints::of(OP, graph.offsets())?, Ints::of(OP, graph.indices())?);
-    let left = In::<T>::of(OP, operands.left)?;
-    let right = In::<T>::of(OP, operands.right)?;
-    let x = In::<T>::of(OP, operands.x)?;
-    let (left, right, x): (&[T], &[T], &[T]) = (&left, &right, &x);
-    let (y, dy, lse) = (In::<T>::of(OP, slopes.y)?, In::<T>::of(OP, slopes.dy)?, In::<T>::of(OP, slopes.lse)?);
-    let (y, dy, lse): (&[T], &[T], &[T]) = (&y, &dy, &lse);
-    let (mut alpha, mut dz) = (Out::<T>::of(OP, slopes.alpha)?, Out::<T>::of(OP, slopes.dz)?);
+    let (offsets, indices) = (HeldInts::of(OP, graph.offsets())?, HeldInts::of(OP, graph.indices())?);
+    let (offsets, indices) = (offsets.values(), indices.values());
+    let (left, right) = (Held::<T>::of(OP, operands.left)?, Held::<T>::of(OP, operands.right)?);
+    let x = Held::<T>::of(OP, operands.x)?;
+    let (left, right, x) = (left.values(), right.values(), x.values());
+    let (y, dy, lse) = (Held::<T>::of(OP, slopes.y)?, Held::<T>::of(OP, slopes.dy)?, Held::<T>::of(OP, slopes.lse)?);
+    let (y, dy, lse) = (y.values(), dy.values(), lse.values());
+    let (mut alpha, mut dz) = (Written::<T>::of(OP, slopes.alpha)?, Written::<T>::of(OP, slopes.dz)?);
     let (f, h, slope) = (desc.f, desc.heads, T::of(desc.slope));
     let d = f / h;
-    let weights = RowSlices { values: &mut alpha[..], begins: |row| offsets.at(row) * h };
-    let scores = RowSlices { values: &mut dz[..], begins: |row| offsets.at(row) * h };
     for_graph_rows(
-        (&offsets, desc.v, desc.e),
+        Rows { offsets, rows: desc.v, edges: desc.e },
         f,
-        weights,
-        scores,
+        RowPanels { panel: alpha.panel(), begins: |row| offsets.at(row) * h },
+        RowPanels { panel: dz.panel(), begins: |row| offsets.at(row) * h },
         #[inline(always)]
         |row, alpha, dz| {
             for head in 0..h {
                 let at = row * f + head * d;
-                let along = dot(&dy[at..at + d], &y[at..at + d]);
+                let along = dy.dot(at, y, at, d);
+                let (own, whole) = (left.at(row * h + head), lse.at(row * h + head));
                 for (k, e) in (offsets.at(row)..offsets.at(row + 1)).enumerate() {
                     let j = indices.at(e);
-                    let z = left[row * h + head] + right[j * h + head];
-                    let a = (leaky(z, slope) - lse[row * h + head]).exp();
-                    let towards = dot(&dy[at..at + d], &x[j * f + head * d..][..d]);
+                    let z = own + right.at(j * h + head);
+                    let a = (leaky(z, slope) - whole).exp();
+                    let towards = dy.dot(at, x, j * f + head * d, d);
                     alpha[k * h + head] = a;
                     let bend = if z > T::of(0.0) { T::of(1.0) } else { slope };
                     dz[k * h + head] = a * (towards - along) * bend;
@@ -97,6 +98,5 @@ pub fn edges<T: Real>(desc: &Desc, graph: &Csr, operands: &Operands, slopes: &Sl
             }
         },
     );
-    alpha.finish()?;
-    dz.finish()
+    Ok(())
 }

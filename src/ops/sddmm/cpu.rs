@@ -3,26 +3,26 @@
 use super::{OP, Pairs};
 use crate::autograd::Target;
 use crate::error::Result;
-use crate::graph::Ints;
-use crate::ops::host::{In, Out, Real};
-use crate::ops::lanes::dot;
-use crate::ops::rows::{RowSlices, for_graph_rows, nothing};
+use crate::graph::HeldInts;
+use crate::ops::host::Real;
+use crate::ops::pieces::{Held, Written};
+use crate::ops::rows::{RowPanels, Rows, for_graph_rows, nothing};
 
 pub fn dots<T: Real>(pairs: &Pairs, target: &Target) -> Result<()> {
     let pattern = pairs.pattern;
-    let offsets = Ints::of(OP, &pattern.offsets)?;
-    let indices = Ints::of(OP, &pattern.indices)?;
-    let picked = pairs.picked.map(|p| Ints::of(OP, p)).transpose()?;
-    let (a, b) = (In::<T>::of(OP, pairs.a)?, In::<T>::of(OP, pairs.b)?);
-    let (a, b): (&[T], &[T]) = (&a, &b);
-    let mut out = Out::<T>::into(OP, target)?;
+    let (offsets, indices) = (HeldInts::of(OP, &pattern.offsets)?, HeldInts::of(OP, &pattern.indices)?);
+    let (offsets, indices) = (offsets.values(), indices.values());
+    let picked = pairs.picked.map(|p| HeldInts::of(OP, p)).transpose()?;
+    let picked = picked.as_ref().map(HeldInts::values);
+    let (a, b) = (Held::<T>::of(OP, pairs.a)?, Held::<T>::of(OP, pairs.b)?);
+    let (a, b) = (a.values(), b.values());
+    let mut out = Written::<T>::into(OP, target)?;
     let (f, heads, add) = (pairs.a.cols(), pairs.heads, target.accumulate);
     let d = f / heads;
-    let rows = RowSlices { values: &mut out[..], begins: |row| offsets.at(row) * heads };
     for_graph_rows(
-        (&offsets, pattern.rows, pattern.edges),
+        Rows { offsets, rows: pattern.rows, edges: pattern.edges },
         f,
-        rows,
+        RowPanels { panel: out.panel(), begins: |row| offsets.at(row) * heads },
         nothing(),
         #[inline(always)]
         |row, out, _| {
@@ -32,14 +32,13 @@ pub fn dots<T: Real>(pairs: &Pairs, target: &Target) -> Result<()> {
                 let j = indices.at(e);
                 for (head, out) in out.iter_mut().enumerate() {
                     let (own, other) = (row * f + head * d, j * f + head * d);
-                    let (u, v) = (&a[own..own + d], &b[other..other + d]);
-                    let value = match &picked {
-                        None => dot(u, v),
+                    let value = match picked {
+                        None => a.dot(own, b, other, d),
                         Some(picked) => {
                             let mut sum = T::of(0.0);
                             for c in 0..d {
                                 if picked.at(own + c) == e {
-                                    sum += u[c] * v[c];
+                                    sum += a.at(own + c) * b.at(other + c);
                                 }
                             }
                             sum
@@ -51,5 +50,5 @@ pub fn dots<T: Real>(pairs: &Pairs, target: &Target) -> Result<()> {
             }
         },
     );
-    out.finish()
+    Ok(())
 }
