@@ -1,30 +1,30 @@
 // The graph of similar rows: j → i where  cos(a_i, b_j) > threshold.
 //
 //   norms     squares[i] = Σ_c x[i, c]²  in f64
-//   mask      one bit a pair: bit j of row i of the mask says whether there is an edge
-//   count     degrees[i] = bits of row i                    fill   columns of the bits of row i, in order
-//   weights   the similarity of every edge                   (offsets are added up between count and fill)
+//   unit      x[i, :] / |x_i| in f16, the columns filled up with zeros to a multiple of eight
+//   pairs     tiles of the product of these; every pair that is an edge is counted in degrees, and listed while there is room, or, once
+//             offsets are known, put into its row
+//   place     puts the listed pairs into their rows
+//   order     sorts the columns of each row                  (they come in any order, so that what is left does not depend on it)
+//   weights   the similarity of every edge
 //
-// The similarity of a pair is its product over the root of both squares in f64, in the order of the columns, rounded to f32 once. `mask`
-// computes a product of normalised rows in f32, which is off by less than `band`; a pair closer than that to the threshold is decided
-// by its similarity itself. So the edges do not depend on the tile, nor on the device.
+// The similarity of a pair is its product over the root of both squares in f64, in the order of the columns, rounded to f32 once. The
+// product of rows of f16 is off by less than `band`; a pair closer than that to the threshold is decided by its similarity itself.
+// So the edges do not depend on the tile, nor on the device.
 //
-//   mask: a block of 128 threads takes 64 x 64 pairs, a thread 8 x 4 of them
+//   pairs: a block of 256 threads takes 128 x 128 pairs on tensor cores (tile/gemm_mma.cuh), a thread 64 of them
 //
-//              b rows, normalised           rows lie with the columns along the tile's rows, [16][64 + 4], so that a
-//            +---------+                    thread reads its 8 rows and 4 columns of one c as vectors; the next 16
-//   a rows   | 64 x 64 |                    columns are on their way meanwhile
-//            +---------+
+//              b rows                 Of rows among themselves only tiles on and above the diagonal are computed, and of those on it the
+//            +---------+              pairs above; each pair is an edge in both directions. A thread's decisions are bits of a word;
+//   a rows   |128 x 128|              those near the threshold are looked at again one by one, and what is left is counted over
+//            +---------+              the block, so that it takes its places in the list with one atomic add (of integers).
 //
-//   Of a graph of rows among themselves, tiles below the diagonal are not computed: each tile writes its mirror image too.
-//   Four decisions of a thread make a nibble in shared memory; eight nibbles, or a bit of 32, make a word of the mask.
-//
-// Limited by f32 multiply-adds.
+// Limited by tensor cores, and by reading both operands' tiles from the second-level cache.
 
-#include "tile/elements.cuh"
+#include "tile/gemm_mma.cuh"
 
-#if !defined(COSINE_GRAPH_THREADS) || !defined(COSINE_GRAPH_ROW_THREADS) || !defined(COSINE_GRAPH_TILE) || \
-    !defined(COSINE_GRAPH_STEP)
+#if !defined(COSINE_GRAPH_ROW_THREADS) || !defined(COSINE_GRAPH_TILE) || !defined(COSINE_GRAPH_STEP) || \
+    !defined(COSINE_GRAPH_STAGES) || !defined(COSINE_GRAPH_SHARED)
 #error "the COSINE_GRAPH_ constants come from the kernel table"
 #endif
 
@@ -33,33 +33,46 @@ struct Params {
     const void* b;
     double* a_squares;
     double* b_squares;
-    uint32_t* mask;
-    void* degrees;
+    // Rows of length 1 of this panel of a and of b.
+    __half* a_unit;
+    const __half* b_unit;
+    uint32_t* degrees;
+    // How many columns of each row have been put.
+    uint32_t* cursors;
     const void* offsets;
-    void* indices;
+    int32_t* unsorted;
+    int32_t* indices;
     float* weights;
-    // Rows of a: all, and the first of this band of them.
+    // (row, column) of pairs, how many there is room for, and how many there are.
+    uint2* list;
+    size_t capacity;
+    unsigned long long* found;
+    // First row of the panel, and how many it has.
+    size_t a_first;
+    size_t a_rows;
+    size_t b_first;
+    size_t b_rows;
+    // Rows and columns of the graph.
     size_t rows;
-    size_t first;
-    // Rows of the band, and rows of b.
-    size_t band_rows;
     size_t cols;
     size_t f;
-    // Words of a row of the mask.
-    size_t words;
+    // f filled up.
+    size_t width;
     float threshold;
     float band;
-    uint32_t among;
-    uint32_t mirror;
-    uint32_t wide_offsets;
+    uint32_t flags;
     uint32_t reserved;
 };
-static_assert(sizeof(Params) == 144 && offsetof(Params, rows) == 72 && offsetof(Params, threshold) == 120,
+static_assert(sizeof(Params) == 200 && offsetof(Params, capacity) == 104 && offsetof(Params, threshold) == 184,
               "mirrors gpu.rs");
 
-constexpr int TILE = COSINE_GRAPH_TILE, STEP = COSINE_GRAPH_STEP, THREADS = COSINE_GRAPH_THREADS;
-constexpr int TM = 8, TN = 4, ACROSS = TILE / TN, PITCH = TILE + 4;
-static_assert(TILE == 64 && STEP == 16 && THREADS == 128, "the mapping of threads is made for these");
+// MIRROR: a pair is an edge both ways. TRIANGLE: both panels are the same rows. PUT: into rows, not into the list.
+enum Flag : uint32_t { MIRROR = 1, TRIANGLE = 2, PUT = 4, WIDE_OFFSETS = 8 };
+
+constexpr int TILE = COSINE_GRAPH_TILE, STEP = COSINE_GRAPH_STEP, ROW_THREADS = COSINE_GRAPH_ROW_THREADS;
+using Gemm = tile::MmaGemm<tile::Layout::NT, __half, __half, TILE, TILE, STEP, 64, 32, COSINE_GRAPH_STAGES>;
+using Work = tile::Work<tile::Layout::NT, TILE, TILE, STEP>;
+static_assert(Gemm::SHARED_BYTES == COSINE_GRAPH_SHARED && Gemm::THREADS == 256, "as in the kernel table");
 
 template <typename T>
 __device__ __forceinline__ float similarity(const Params& p, size_t i, size_t j) {
@@ -84,184 +97,221 @@ __device__ __forceinline__ void norms(const Params& p) {
     });
 }
 
-// A thread's part of a tile of 64 rows of 16 columns, normalised: eight columns of one row. The threads of a warp have
-// neighbouring rows, which they store to neighbouring banks.
+// Eight columns of a row.
 template <typename T>
-struct Staged {
-    const T* row;
-    double scale;
-    float v[STEP / 2];
-
-    __device__ __forceinline__ Staged(const void* x, const double* squares, size_t at, size_t end, size_t f)
-        : row(at < end ? static_cast<const T*>(x) + at * f : nullptr), scale(0.0) {
+__device__ __forceinline__ void unit(const Params& p) {
+    const size_t packs = p.width / 8;
+    tile::for_units(p.a_rows * packs, [&](size_t u) {
+        const size_t row = p.a_first + u / packs, c = u % packs * 8;
+        const T* from = static_cast<const T*>(p.a) + row * p.f + c;
         // A row of zeros has no direction and stays one.
-        if (row != nullptr && squares[at] > 0.0) scale = 1.0 / sqrt(squares[at]);
-    }
-
-    __device__ __forceinline__ void load(size_t c, size_t f) {
-        c += threadIdx.x / TILE * (STEP / 2);
+        const double square = p.a_squares[row], scale = square > 0.0 ? 1.0 / sqrt(square) : 0.0;
+        float v[8];
 #pragma unroll
-        for (int i = 0; i < STEP / 2; ++i)
-            v[i] = row != nullptr && c + i < f
-                       ? static_cast<float>(static_cast<double>(tile::widen(row[c + i])) * scale)
-                       : 0.0f;
-    }
-
-    __device__ __forceinline__ void store(float* tile) const {
-#pragma unroll
-        for (int i = 0; i < STEP / 2; ++i)
-            tile[(threadIdx.x / TILE * (STEP / 2) + i) * PITCH + threadIdx.x % TILE] = v[i];
-    }
-};
-
-template <typename T>
-__device__ __forceinline__ void mask(const Params& p, float* shared, uint8_t (*nibbles)[ACROSS]) {
-    const size_t down = (p.band_rows + TILE - 1) / TILE, across = (p.cols + TILE - 1) / TILE;
-    for (size_t work = blockIdx.x; work < down * across; work += gridDim.x) {
-        const size_t first_row = work / across * TILE, first_col = work % across * TILE;
-        if (p.mirror && first_col < first_row) continue;
-        float* rows = shared;
-        float* cols = shared + STEP * PITCH;
-        Staged<T> a(p.a, p.a_squares, p.first + first_row + threadIdx.x % TILE, p.first + p.band_rows, p.f);
-        Staged<T> b(p.b, p.b_squares, first_col + threadIdx.x % TILE, p.cols, p.f);
-        const int row = threadIdx.x / ACROSS * TM, col = threadIdx.x % ACROSS * TN;
-        float sums[TM][TN] = {};
-        a.load(0, p.f);
-        b.load(0, p.f);
-        for (size_t c = 0; c < p.f; c += STEP) {
-            // The step before, and the nibbles of the tile before, have been read.
-            __syncthreads();
-            a.store(rows);
-            b.store(cols);
-            // Both tiles are written.
-            __syncthreads();
-            if (c + STEP < p.f) {
-                a.load(c + STEP, p.f);
-                b.load(c + STEP, p.f);
-            }
-#pragma unroll
-            for (int k = 0; k < STEP; ++k) {
-                float u[TM], v[TN];
-#pragma unroll
-                for (int i = 0; i < TM; i += 4)
-                    *reinterpret_cast<float4*>(u + i) = *reinterpret_cast<const float4*>(rows + k * PITCH + row + i);
-                *reinterpret_cast<float4*>(v) = *reinterpret_cast<const float4*>(cols + k * PITCH + col);
-#pragma unroll
-                for (int i = 0; i < TM; ++i)
-#pragma unroll
-                    for (int j = 0; j < TN; ++j) sums[i][j] = fmaf(u[i], v[j], sums[i][j]);
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < TM; ++i) {
-            uint32_t nibble = 0;
-#pragma unroll
-            for (int j = 0; j < TN; ++j) {
-                const size_t y = p.first + first_row + row + i, x = first_col + col + j;
-                bool edge = y < p.first + p.band_rows && x < p.cols && !(p.among && x == y) &&
-                            sums[i][j] > p.threshold - p.band;
-                if (edge && !(sums[i][j] > p.threshold + p.band)) {
-                    edge = p.a_squares[y] > 0.0 && p.b_squares[x] > 0.0 && similarity<T>(p, y, x) > p.threshold;
-                } else if (edge) {
-                    // Below a negative threshold lies the 0 of rows without a direction.
-                    edge = p.a_squares[y] > 0.0 && p.b_squares[x] > 0.0;
-                }
-                nibble |= static_cast<uint32_t>(edge) << j;
-            }
-            nibbles[row + i][threadIdx.x % ACROSS] = static_cast<uint8_t>(nibble);
-        }
-        // All decisions are written.
-        __syncthreads();
-        const int line = threadIdx.x / 2, half = threadIdx.x % 2;
-        uint32_t word = 0, turned = 0;
-#pragma unroll
-        for (int i = 0; i < 8; ++i) word |= static_cast<uint32_t>(nibbles[line][half * 8 + i]) << (4 * i);
-#pragma unroll
-        for (int i = 0; i < 32; ++i) turned |= (nibbles[half * 32 + i][line / 4] >> (line % 4) & 1u) << i;
-        const size_t at = first_col / 32 + half, mirrored = first_row / 32 + half;
-        if (first_row + line < p.band_rows && at < p.words) p.mask[(first_row + line) * p.words + at] = word;
-        if (p.mirror && first_row != first_col && first_col + line < p.band_rows && mirrored < p.words)
-            p.mask[(first_col + line) * p.words + mirrored] = turned;
-    }
-}
-
-// One warp a row of the band.
-template <typename Body>
-__device__ __forceinline__ void for_rows(const Params& p, Body body) {
-    const size_t warps = blockDim.x / 32;
-    for (size_t row = blockIdx.x * warps + threadIdx.x / 32; row < p.band_rows; row += gridDim.x * warps) body(row);
-}
-
-__device__ __forceinline__ void count(const Params& p) {
-    const uint32_t lane = threadIdx.x % 32;
-    for_rows(p, [&](size_t row) {
-        uint32_t bits = 0;
-        for (size_t w = lane; w < p.words; w += 32) bits += __popc(p.mask[row * p.words + w]);
-        bits = __reduce_add_sync(0xFFFFFFFFu, bits);
-        if (lane == 0) static_cast<int32_t*>(p.degrees)[p.first + row] = static_cast<int32_t>(bits);
+        for (int i = 0; i < 8; ++i)
+            v[i] = c + i < p.f ? static_cast<float>(static_cast<double>(tile::widen(from[i])) * scale) : 0.0f;
+        tile::store<__half, 8>(p.a_unit + u * 8, v);
     });
 }
 
 __device__ __forceinline__ size_t offset_of(const Params& p, size_t row) {
-    return p.wide_offsets ? static_cast<size_t>(static_cast<const int64_t*>(p.offsets)[row])
-                          : static_cast<size_t>(static_cast<const int32_t*>(p.offsets)[row]);
+    return p.flags & WIDE_OFFSETS ? static_cast<size_t>(static_cast<const int64_t*>(p.offsets)[row])
+                                  : static_cast<size_t>(static_cast<const int32_t*>(p.offsets)[row]);
 }
 
-__device__ __forceinline__ void fill(const Params& p) {
-    const uint32_t lane = threadIdx.x % 32;
-    for_rows(p, [&](size_t row) {
-        size_t at = offset_of(p, p.first + row);
-        for (size_t first = 0; first < p.words; first += 32) {
-            uint32_t word = first + lane < p.words ? p.mask[row * p.words + first + lane] : 0;
-            // Bits of the lanes up to and with this one.
-            uint32_t before = __popc(word);
+__device__ __forceinline__ void put(const Params& p, size_t row, size_t column) {
+    p.unsorted[offset_of(p, row) + atomicAdd(p.cursors + row, 1u)] = static_cast<int32_t>(column);
+    if (p.flags & MIRROR) p.unsorted[offset_of(p, column) + atomicAdd(p.cursors + column, 1u)] = static_cast<int32_t>(row);
+}
+
+// The corner of this block's tile. Of a triangle of n rows of tiles, row i and row n - 1 - i make a line of n + 1 tiles; the middle row of
+// an odd number is alone in its line. Whether there is such a tile. A panel has few enough rows to count its tiles in 32 bits.
+__device__ __forceinline__ bool corner(const Params& p, Work& at) {
+    const uint32_t across = static_cast<uint32_t>((p.b_rows + TILE - 1) / TILE);
+    uint32_t down = blockIdx.x / across, col = blockIdx.x % across;
+    if (p.flags & TRIANGLE) {
+        down = blockIdx.x / (across + 1);
+        col = down + blockIdx.x % (across + 1);
+        if (col >= across) {
+            col -= across;
+            if (across - 1 - down == down) return false;
+            down = across - 1 - down;
+            col += down;
+        }
+    }
+    at.row = static_cast<size_t>(down) * TILE;
+    at.col = static_cast<size_t>(col) * TILE;
+    return true;
+}
+
+template <typename T>
+__device__ __forceinline__ void pairs(const Params& p, uint4* shared, uint32_t* total, unsigned long long* base) {
+    tile::GemmParams product{};
+    product.a2 = p.a_unit;
+    product.b2 = p.b_unit;
+    product.m = p.a_rows;
+    product.n = p.b_rows;
+    product.k2 = product.stride_a = product.stride_b = p.width;
+    product.flags = tile::VECTOR_A2 | tile::VECTOR_B2;
+    Work at(product);
+    if (!corner(p, at)) return;
+    Gemm::Sums sums;
+    Gemm::accumulate(product, at, shared, sums);
+    const float low = p.threshold - p.band, high = p.threshold + p.band;
+    uint64_t edges = 0, near = 0;
+    int bit = 0;
+    Gemm::each_pair(sums, [&](int row, int col, const float(&pair)[2]) {
 #pragma unroll
-            for (int offset = 1; offset < 32; offset *= 2) {
-                const uint32_t other = __shfl_up_sync(0xFFFFFFFFu, before, offset);
-                if (lane >= offset) before += other;
-            }
-            const uint32_t all = __shfl_sync(0xFFFFFFFFu, before, 31);
-            size_t to = at + before - __popc(word);
-            for (; word != 0; word &= word - 1)
-                static_cast<int32_t*>(p.indices)[to++] = static_cast<int32_t>((first + lane) * 32 + __ffs(word) - 1);
-            at += all;
+        for (int e = 0; e < 2; ++e, ++bit) {
+            const size_t y = at.row + row, x = at.col + col + e;
+            const bool counts = y < p.a_rows && x < p.b_rows && !((p.flags & TRIANGLE) && x <= y);
+            edges |= static_cast<uint64_t>(counts && pair[e] > high) << bit;
+            near |= static_cast<uint64_t>(counts && pair[e] > low && !(pair[e] > high)) << bit;
         }
     });
+    // The pair of a bit, by the numbers of its rows: the order is that of each_pair.
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const size_t first_row = p.a_first + at.row + warp / Gemm::WARPS_N * 64 + lane / 4;
+    const size_t first_col = p.b_first + at.col + warp % Gemm::WARPS_N * 32 + lane % 4 * 2;
+    const auto row_of = [&](int bit) { return first_row + bit / (2 * Gemm::TILES_N) * 8; };
+    const auto col_of = [&](int bit) { return first_col + bit / 2 % Gemm::TILES_N * 8 + bit % 2; };
+    for (; near != 0; near &= near - 1) {
+        const int b = __ffsll(static_cast<long long>(near)) - 1;
+        if (similarity<T>(p, row_of(b), col_of(b)) > p.threshold) edges |= 1ull << b;
+    }
+    if (high < 0.0f) {
+        // Below a negative threshold lies the 0 of rows without a direction.
+        for (uint64_t rest = edges; rest != 0; rest &= rest - 1) {
+            const int b = __ffsll(static_cast<long long>(rest)) - 1;
+            if (!(p.a_squares[row_of(b)] > 0.0 && p.b_squares[col_of(b)] > 0.0)) edges &= ~(1ull << b);
+        }
+    }
+    if (p.flags & PUT) {
+        for (; edges != 0; edges &= edges - 1) {
+            const int b = __ffsll(static_cast<long long>(edges)) - 1;
+            put(p, row_of(b), col_of(b));
+        }
+        return;
+    }
+    if (threadIdx.x == 0) *total = 0;
+    // The total is zero.
+    __syncthreads();
+    uint32_t before = 0;
+    if (edges != 0) before = atomicAdd(total, static_cast<uint32_t>(__popcll(edges)));
+    // All have been counted.
+    __syncthreads();
+    if (threadIdx.x == 0 && *total != 0) *base = atomicAdd(p.found, static_cast<unsigned long long>(*total));
+    // The tile has its places.
+    __syncthreads();
+    for (; edges != 0; edges &= edges - 1, ++before) {
+        const int b = __ffsll(static_cast<long long>(edges)) - 1;
+        const size_t row = row_of(b), column = col_of(b), place = *base + before;
+        atomicAdd(p.degrees + row, 1u);
+        if (p.flags & MIRROR) atomicAdd(p.degrees + column, 1u);
+        if (place < p.capacity) p.list[place] = make_uint2(static_cast<uint32_t>(row), static_cast<uint32_t>(column));
+    }
+}
+
+__device__ __forceinline__ void place(const Params& p) {
+    tile::for_units(p.capacity, [&](size_t i) { put(p, p.list[i].x, p.list[i].y); });
+}
+
+// Columns that a block sorts at once, a bit each.
+constexpr int WORDS = 4096, WARPS = ROW_THREADS / 32, OWN = WORDS / WARPS;
+constexpr size_t BITS = 32 * static_cast<size_t>(WORDS);
+
+// One block a row: the columns become bits, and the bits columns again, in order.
+__device__ __forceinline__ void order(const Params& p, uint32_t* bits, uint32_t* counts) {
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    uint32_t* own = bits + warp * OWN;
+    for (size_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
+        const size_t first = offset_of(p, row), last = offset_of(p, row + 1);
+        size_t to = first;
+        for (size_t from = 0; from < p.cols && to < last; from += BITS) {
+            const size_t left = (p.cols - from + 31) / 32;
+            const uint32_t words = left < WORDS ? static_cast<uint32_t>(left) : WORDS;
+            for (uint32_t w = threadIdx.x; w < words; w += ROW_THREADS) bits[w] = 0;
+            // All bits are zero.
+            __syncthreads();
+            for (size_t e = first + threadIdx.x; e < last; e += ROW_THREADS) {
+                const size_t column = static_cast<size_t>(p.unsorted[e]) - from;
+                if (column < BITS) atomicOr(bits + column / 32, 1u << column % 32);
+            }
+            // All columns of the window are there.
+            __syncthreads();
+            const uint32_t mine = warp * OWN < words ? (words - warp * OWN < OWN ? words - warp * OWN : OWN) : 0;
+            uint32_t count = 0;
+            for (uint32_t w = lane; w < mine; w += 32) count += __popc(own[w]);
+            count = __reduce_add_sync(0xFFFFFFFFu, count);
+            if (lane == 0) counts[warp] = count;
+            // All warps have counted theirs.
+            __syncthreads();
+            size_t at = to;
+            for (uint32_t w = 0; w < WARPS; ++w) {
+                if (w < warp) at += counts[w];
+                to += counts[w];
+            }
+            for (uint32_t w = 0; w < mine; w += 32) {
+                uint32_t word = w + lane < mine ? own[w + lane] : 0;
+                // Bits of the lanes up to and with this one.
+                uint32_t before = __popc(word);
+#pragma unroll
+                for (int offset = 1; offset < 32; offset *= 2) {
+                    const uint32_t other = __shfl_up_sync(0xFFFFFFFFu, before, offset);
+                    if (lane >= offset) before += other;
+                }
+                const uint32_t all = __shfl_sync(0xFFFFFFFFu, before, 31);
+                size_t place = at + before - __popc(word);
+                for (; word != 0; word &= word - 1)
+                    p.indices[place++] = static_cast<int32_t>(from + (warp * OWN + w + lane) * 32 + __ffs(word) - 1);
+                at += all;
+            }
+            // All bits and counts have been read.
+            __syncthreads();
+        }
+    }
 }
 
 // One thread an edge, one warp a row.
 template <typename T>
 __device__ __forceinline__ void weights(const Params& p) {
     const uint32_t lane = threadIdx.x % 32;
-    for_rows(p, [&](size_t row) {
+    const size_t warps = blockDim.x / 32;
+    for (size_t row = blockIdx.x * warps + threadIdx.x / 32; row < p.rows; row += gridDim.x * warps) {
         const size_t last = offset_of(p, row + 1);
         for (size_t e = offset_of(p, row) + lane; e < last; e += 32)
-            p.weights[e] = similarity<T>(p, row, static_cast<size_t>(static_cast<const int32_t*>(p.indices)[e]));
-    });
+            p.weights[e] = similarity<T>(p, row, static_cast<size_t>(p.indices[e]));
+    }
 }
 
-extern "C" __global__ void __launch_bounds__(COSINE_GRAPH_ROW_THREADS)
-    cosine_graph_count_u32_w32_sm80(const __grid_constant__ Params p) {
-    count(p);
+extern "C" __global__ void __launch_bounds__(ROW_THREADS) cosine_graph_place_u32_t256_sm80(const __grid_constant__ Params p) {
+    place(p);
 }
-extern "C" __global__ void __launch_bounds__(COSINE_GRAPH_ROW_THREADS)
-    cosine_graph_fill_u32_w32_sm80(const __grid_constant__ Params p) {
-    fill(p);
+extern "C" __global__ void __launch_bounds__(ROW_THREADS) cosine_graph_order_u32_t256_sm80(const __grid_constant__ Params p) {
+    __shared__ uint32_t bits[WORDS];
+    __shared__ uint32_t counts[WARPS];
+    order(p, bits, counts);
 }
+
+extern __shared__ __align__(16) uint4 ring[];
 
 #define COSINE_GRAPH(NAME, T)                                                                    \
-    extern "C" __global__ void __launch_bounds__(COSINE_GRAPH_ROW_THREADS)                       \
+    extern "C" __global__ void __launch_bounds__(ROW_THREADS)                                    \
         cosine_graph_norms_##NAME##_t256_sm80(const __grid_constant__ Params p) {                \
         norms<T>(p);                                                                             \
     }                                                                                            \
-    extern "C" __global__ void __launch_bounds__(COSINE_GRAPH_THREADS, 4)                        \
-        cosine_graph_mask_##NAME##_64x64x16_sm80(const __grid_constant__ Params p) {             \
-        __shared__ __align__(16) float shared[2 * STEP * PITCH];                                 \
-        __shared__ uint8_t nibbles[TILE][ACROSS];                                                \
-        mask<T>(p, shared, nibbles);                                                             \
+    extern "C" __global__ void __launch_bounds__(ROW_THREADS)                                    \
+        cosine_graph_unit_##NAME##_t256_sm80(const __grid_constant__ Params p) {                 \
+        unit<T>(p);                                                                              \
     }                                                                                            \
-    extern "C" __global__ void __launch_bounds__(COSINE_GRAPH_ROW_THREADS)                       \
-        cosine_graph_weights_##NAME##_w32_sm80(const __grid_constant__ Params p) {               \
+    extern "C" __global__ void __launch_bounds__(Gemm::THREADS, 2)                               \
+        cosine_graph_pairs_##NAME##_128x128x32_sm80(const __grid_constant__ Params p) {          \
+        __shared__ uint32_t total;                                                               \
+        __shared__ unsigned long long base;                                                      \
+        pairs<T>(p, ring, &total, &base);                                                        \
+    }                                                                                            \
+    extern "C" __global__ void __launch_bounds__(ROW_THREADS)                                    \
+        cosine_graph_weights_##NAME##_t256_sm80(const __grid_constant__ Params p) {              \
         weights<T>(p);                                                                           \
     }
 

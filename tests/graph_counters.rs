@@ -63,15 +63,19 @@ fn a_sum_moves_what_it_gathers() {
 
 #[test]
 #[cfg_attr(not(graftwork_kernels), ignore = "this build has no kernels")]
-fn the_product_of_similarities_has_no_bank_conflicts() {
-    let of = |f: usize| {
+fn the_product_of_similarities_rides_tensor_cores_without_bank_conflicts() {
+    for f in [16, 128] {
         let device = emulated();
-        let x = Tensor::from_slice(&device, &[128, f], &normal("x", 128 * f)).unwrap();
-        cosine_graph(&x, &CosineOptions::default()).unwrap();
-        counted(&device, "cosine_graph_mask").0
-    };
-    let (short, long) = (of(16), of(128));
-    // What conflicts there are come with the decisions, once a tile, and not with the columns.
-    assert_eq!(short.bank_conflicts, long.bank_conflicts);
-    assert_eq!(long.local_accesses, 0);
+        // Three tiles of 128 rows: six of the nine products.
+        let x = Tensor::from_slice(&device, &[384, f], &normal("x", 384 * f)).unwrap();
+        let options = CosineOptions { threshold: 1.0, ..CosineOptions::default() };
+        cosine_graph(&x, &options).unwrap();
+        let counted = device.take_counters().unwrap();
+        let (_, pairs) = counted.iter().find(|(k, _)| k.symbol().starts_with("cosine_graph_pairs")).unwrap();
+        // Steps of 32 columns.
+        assert_eq!(pairs.tensor_macs, 6 * 128 * 128 * f.next_multiple_of(32) as u64);
+        // Each tile reads two panels of rows in f16, once.
+        assert_eq!(pairs.load_sectors, 6 * 2 * 128 * (f as u64 * 2 / 32));
+        assert_eq!((pairs.bank_conflicts, pairs.local_accesses, pairs.store_sectors), (0, 0, 0));
+    }
 }

@@ -1,5 +1,6 @@
 //! Sums, products and softmax over the edges of a graph, and the graph of similar rows.
 
+use super::products::{GEMM_STAGES, GEMM_STEP, ring};
 use super::{Class, Family, Row, plain};
 
 pub const SPMM: Family = Family {
@@ -67,31 +68,34 @@ pub const GRAPH_ATTENTION: Family = Family {
     ],
 };
 
-/// The tile kernels take 128 threads, those of rows 256.
 const fn cosine_tile(symbol: &'static str) -> Row {
-    Row { symbol, threads: 128, shared_bytes: 0, max_registers: 128 }
+    Row { symbol, threads: 256, shared_bytes: ring(128), max_registers: 128 }
 }
 
 pub const COSINE_GRAPH: Family = Family {
     source: "cosine_graph.cu",
     class: Class::Portable,
     defines: &[
-        ("COSINE_GRAPH_THREADS", 128),
         ("COSINE_GRAPH_ROW_THREADS", 256),
-        ("COSINE_GRAPH_TILE", 64),
-        ("COSINE_GRAPH_STEP", 16),
+        ("COSINE_GRAPH_TILE", 128),
+        ("COSINE_GRAPH_STEP", GEMM_STEP),
+        ("COSINE_GRAPH_STAGES", GEMM_STAGES),
+        ("COSINE_GRAPH_SHARED", ring(128)),
     ],
     kernels: &[
-        plain("cosine_graph_count_u32_w32_sm80", 32),
-        plain("cosine_graph_fill_u32_w32_sm80", 32),
+        plain("cosine_graph_place_u32_t256_sm80", 32),
+        plain("cosine_graph_order_u32_t256_sm80", 40),
         plain("cosine_graph_norms_f32_t256_sm80", 40),
-        cosine_tile("cosine_graph_mask_f32_64x64x16_sm80"),
-        plain("cosine_graph_weights_f32_w32_sm80", 48),
+        plain("cosine_graph_unit_f32_t256_sm80", 40),
+        cosine_tile("cosine_graph_pairs_f32_128x128x32_sm80"),
+        plain("cosine_graph_weights_f32_t256_sm80", 48),
         plain("cosine_graph_norms_f16_t256_sm80", 40),
-        cosine_tile("cosine_graph_mask_f16_64x64x16_sm80"),
-        plain("cosine_graph_weights_f16_w32_sm80", 48),
+        plain("cosine_graph_unit_f16_t256_sm80", 40),
+        cosine_tile("cosine_graph_pairs_f16_128x128x32_sm80"),
+        plain("cosine_graph_weights_f16_t256_sm80", 48),
         plain("cosine_graph_norms_bf16_t256_sm80", 40),
-        cosine_tile("cosine_graph_mask_bf16_64x64x16_sm80"),
-        plain("cosine_graph_weights_bf16_w32_sm80", 48),
+        plain("cosine_graph_unit_bf16_t256_sm80", 40),
+        cosine_tile("cosine_graph_pairs_bf16_128x128x32_sm80"),
+        plain("cosine_graph_weights_bf16_t256_sm80", 48),
     ],
 };

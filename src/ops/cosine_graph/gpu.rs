@@ -1,15 +1,16 @@
-//! The launch plans: lengths of rows, then one bit a pair, their number in each row, and, once the host has added those up, the columns. Where the
-//! bits of all rows do not fit, bands of rows are counted first and listed in a second round.
+//! The launch plans: lengths of rows, copies of them of length 1 in f16, and the product of these tile by tile. Pairs that are edges are counted and
+//! listed; the host adds up the counts, and the pairs are put into their rows, which are then sorted. Where the list had no room for all, the
+//! product runs again and puts them at once.
 
 use super::cpu::offsets_tensor;
 use super::pick::keep_top;
 use super::{Desc, OP, require_finite};
 use crate::device::{Device, LaunchSpec, Plan};
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::{Adjacency, Csr, Pattern};
 use crate::kernels::KernelId;
-use crate::ops::plan::{PerDType, blocks, by_dtype, launch};
+use crate::ops::plan::{PerDType, blocks, by_dtype, launch, per_dtype};
 use crate::tensor::Tensor;
 
 /// Mirrors `struct Params` in `kernels/cosine_graph.cu`.
@@ -20,122 +21,154 @@ pub struct Params {
     pub b: u64,
     pub a_squares: u64,
     pub b_squares: u64,
-    pub mask: u64,
+    pub a_unit: u64,
+    pub b_unit: u64,
     pub degrees: u64,
+    pub cursors: u64,
     pub offsets: u64,
+    pub unsorted: u64,
     pub indices: u64,
     pub weights: u64,
+    pub list: u64,
+    pub capacity: u64,
+    pub found: u64,
+    pub a_first: u64,
+    pub a_rows: u64,
+    pub b_first: u64,
+    pub b_rows: u64,
     pub rows: u64,
-    pub first: u64,
-    pub band_rows: u64,
     pub cols: u64,
     pub f: u64,
-    pub words: u64,
+    pub width: u64,
     pub threshold: f32,
     pub band: f32,
-    pub among: u32,
-    pub mirror: u32,
-    pub wide_offsets: u32,
+    pub flags: u32,
     pub reserved: u32,
 }
 
 const _: () = {
     use std::mem::offset_of;
-    assert!(size_of::<Params>() == 144 && offset_of!(Params, rows) == 72 && offset_of!(Params, threshold) == 120);
+    assert!(size_of::<Params>() == 200 && offset_of!(Params, capacity) == 104 && offset_of!(Params, threshold) == 184);
 };
 
-const NORMS: PerDType = [
-    KernelId::of("cosine_graph_norms_f32_t256_sm80"),
-    KernelId::of("cosine_graph_norms_f16_t256_sm80"),
-    KernelId::of("cosine_graph_norms_bf16_t256_sm80"),
-];
-const MASK: PerDType = [
-    KernelId::of("cosine_graph_mask_f32_64x64x16_sm80"),
-    KernelId::of("cosine_graph_mask_f16_64x64x16_sm80"),
-    KernelId::of("cosine_graph_mask_bf16_64x64x16_sm80"),
-];
-const WEIGHTS: PerDType = [
-    KernelId::of("cosine_graph_weights_f32_w32_sm80"),
-    KernelId::of("cosine_graph_weights_f16_w32_sm80"),
-    KernelId::of("cosine_graph_weights_bf16_w32_sm80"),
-];
-const COUNT: KernelId = KernelId::of("cosine_graph_count_u32_w32_sm80");
-const FILL: KernelId = KernelId::of("cosine_graph_fill_u32_w32_sm80");
+const MIRROR: u32 = 1;
+const TRIANGLE: u32 = 2;
+const PUT: u32 = 4;
+const WIDE_OFFSETS: u32 = 8;
 
-/// Bytes of bits at a time.
-const MASK_BYTES: usize = 32 << 20;
+const NORMS: PerDType = per_dtype!("cosine_graph_norms", "t256");
+const UNIT: PerDType = per_dtype!("cosine_graph_unit", "t256");
+const PAIRS: PerDType = per_dtype!("cosine_graph_pairs", "128x128x32");
+const WEIGHTS: PerDType = per_dtype!("cosine_graph_weights", "t256");
+const PLACE: KernelId = KernelId::of("cosine_graph_place_u32_t256_sm80");
+const ORDER: KernelId = KernelId::of("cosine_graph_order_u32_t256_sm80");
+
+/// Bytes of copies in f16 at a time, of both sides together.
+const COPIES: usize = 32 << 20;
+/// Bytes of listed pairs, 8 each.
+const LIST: usize = 32 << 20;
 /// Pairs of a tile, each way.
-const TILE: usize = 64;
-/// Rows that a block of a row kernel takes.
-const ROWS_EACH: u64 = 8;
+const TILE: usize = 128;
+/// Rows of the copies have at most so many columns, which the tile product counts in 32 bits.
+const LONGEST_ROW: usize = 1 << 24;
 
-/// Rows of a band: whole tiles whose bits fit.
-pub(super) fn band_rows(rows: usize, words: usize) -> usize {
-    let fitting = MASK_BYTES / (4 * words.max(1));
-    if rows <= fitting { rows } else { (fitting / TILE * TILE).max(TILE) }
+/// Twice the error of f16 in a product of two rows of length 1: each number is off by at most 2^-11 of itself, or 2^-25 where that is more, and the
+/// sum of f products in f32 by f roundings, which tensor cores may do downwards.
+pub(super) fn band(f: usize) -> f32 {
+    0.001 + (f as f32 + 8.0) * 2.4e-7
+}
+
+/// Rows of a panel of either side, whole tiles: all of them where their copies fit.
+fn panel_rows(desc: &Desc) -> usize {
+    let fitting = COPIES / (2 * width(desc.f).max(8));
+    if desc.among && desc.v <= fitting || !desc.among && desc.v.max(desc.n) <= fitting / 2 {
+        return desc.v.max(desc.n);
+    }
+    (fitting / 2 / TILE * TILE).max(TILE)
+}
+
+fn width(f: usize) -> usize {
+    f.next_multiple_of(8)
+}
+
+/// What there is room for besides operands and results.
+pub(super) struct Room {
+    /// Listed pairs.
+    pub pairs: usize,
+    /// Rows of a panel of copies: whole tiles, or all.
+    pub panel: usize,
 }
 
 pub fn graph(desc: &Desc, a: &Tensor, b: &Tensor) -> Result<Csr> {
+    graph_within(desc, a, b, &Room { pairs: LIST / 8, panel: panel_rows(desc) })
+}
+
+pub(super) fn graph_within(desc: &Desc, a: &Tensor, b: &Tensor, room: &Room) -> Result<Csr> {
+    if desc.f > LONGEST_ROW {
+        return Err(Error::value(OP, "features", format!("at most {LONGEST_ROW} columns on a GPU"), desc.f));
+    }
     let device = a.device();
     let a_squares = squares(desc, a, desc.v, "features")?;
     let b_squares = if desc.among { a_squares.clone() } else { squares(desc, b, desc.n, "reference")? };
-    let words = desc.n.div_ceil(32);
-    let band = band_rows(desc.v, words);
-    let mask = Tensor::empty(device, &[band, words], DType::I32)?;
+    // No more than there are pairs.
+    let pairs = (desc.v as u64).saturating_mul(desc.n as u64) / if desc.among { 2 } else { 1 };
+    let listed = room.pairs.min(usize::try_from(pairs).unwrap_or(usize::MAX));
+    let list = Tensor::empty(device, &[listed, 2], DType::I32)?;
+    let found = Tensor::zeros(device, &[1], DType::I64)?;
     let degrees = Tensor::zeros(device, &[desc.v], DType::I32)?;
+    let cursors = Tensor::zeros(device, &[desc.v], DType::I32)?;
     let params = Params {
         a: a.address()?,
         b: b.address()?,
         a_squares: a_squares.address()?,
         b_squares: b_squares.address()?,
-        mask: mask.address()?,
         degrees: degrees.address()?,
+        cursors: cursors.address()?,
+        list: list.address()?,
+        capacity: listed as u64,
+        found: found.address()?,
         rows: desc.v as u64,
         cols: desc.n as u64,
         f: desc.f as u64,
-        words: words as u64,
+        width: width(desc.f) as u64,
         threshold: desc.threshold,
-        band: desc.band(),
-        among: u32::from(desc.among),
-        mirror: u32::from(desc.among && band == desc.v),
+        band: band(desc.f),
+        flags: if desc.among { MIRROR } else { 0 },
         ..Params::default()
     };
-    let nothing = desc.v == 0 || desc.n == 0;
-    let bands: Vec<(usize, usize)> =
-        if nothing { Vec::new() } else { (0..desc.v).step_by(band).map(|i| (i, band.min(desc.v - i))).collect() };
-    for &(first, rows) in &bands {
-        let params = Params { first: first as u64, band_rows: rows as u64, ..params };
-        device.run(&Plan::from_iter([mask_spec(desc, &params)?, rows_spec(COUNT, &params)]))?;
+    let copies = Copies::new(desc, room.panel, device)?;
+    // Rows without columns have no direction.
+    if desc.f > 0 {
+        copies.product(desc, &params)?;
     }
-    let mut offsets = vec![0i64; desc.v + 1];
-    let mut max_degree = 0;
-    for (i, degree) in degrees.to_vec::<i32>()?.into_iter().enumerate() {
-        offsets[i + 1] = offsets[i] + i64::from(degree);
-        max_degree = max_degree.max(degree as usize);
-    }
+    let (offsets, max_degree) = add_up(&degrees.to_vec::<i32>()?);
     let edges = offsets[desc.v] as usize;
     let offsets = offsets_tensor(device, &offsets)?;
     let indices = Tensor::empty(device, &[edges], DType::I32)?;
     let params = Params {
         offsets: offsets.address()?,
         indices: indices.address()?,
-        wide_offsets: u32::from(offsets.dtype() == DType::I64),
+        flags: params.flags | if offsets.dtype() == DType::I64 { WIDE_OFFSETS } else { 0 },
         ..params
     };
-    for &(first, rows) in &bands {
-        let params = Params { first: first as u64, band_rows: rows as u64, ..params };
-        let mut plan = Plan::new();
-        if bands.len() > 1 {
-            plan.push(mask_spec(desc, &params)?);
+    let found = found.to_vec::<i64>()?[0] as u64;
+    if edges > 0 {
+        let unsorted = Tensor::empty(device, &[edges], DType::I32)?;
+        let params = Params { unsorted: unsorted.address()?, ..params };
+        if found <= params.capacity {
+            let params = Params { capacity: found, ..params };
+            device.run(&Plan::from_iter([over(PLACE, found, &params)]))?;
+        } else {
+            copies.product(desc, &Params { flags: params.flags | PUT, ..params })?;
         }
-        plan.push(rows_spec(FILL, &params));
-        device.run(&plan)?;
+        device.run(&Plan::from_iter([launch(ORDER, blocks(desc.v as u64, 1), &params)]))?;
     }
     let values = if desc.weighted || desc.top_k.is_some() {
         let values = Tensor::empty(device, &[edges], DType::F32)?;
         if edges > 0 {
-            let params = Params { band_rows: desc.v as u64, weights: values.address()?, ..params };
-            device.run(&Plan::from_iter([rows_spec(by_dtype(OP, desc.dtype, &WEIGHTS)?, &params)]))?;
+            let params = Params { weights: values.address()?, ..params };
+            let kernel = by_dtype(OP, desc.dtype, &WEIGHTS)?;
+            device.run(&Plan::from_iter([launch(kernel, blocks(desc.v as u64, ROWS_EACH), &params)]))?;
         }
         Some(values)
     } else {
@@ -149,6 +182,79 @@ pub fn graph(desc: &Desc, a: &Tensor, b: &Tensor) -> Result<Csr> {
     }
 }
 
+/// Rows that a block of the weights' kernel takes: a warp each.
+const ROWS_EACH: u64 = 8;
+
+/// Offsets of rows of these degrees, and the largest of them.
+fn add_up(degrees: &[i32]) -> (Vec<i64>, usize) {
+    let (mut offsets, mut most) = (vec![0i64; degrees.len() + 1], 0);
+    for (i, &degree) in degrees.iter().enumerate() {
+        offsets[i + 1] = offsets[i] + i64::from(degree);
+        most = most.max(degree as usize);
+    }
+    (offsets, most)
+}
+
+/// Room for a panel of rows of length 1 of either side; one where both are the same rows.
+struct Copies {
+    a: Tensor,
+    b: Tensor,
+    rows: usize,
+}
+
+impl Copies {
+    fn new(desc: &Desc, rows: usize, device: &Device) -> Result<Self> {
+        let room = |all: usize| Tensor::empty(device, &[rows.min(all), width(desc.f)], DType::F16);
+        let a = room(desc.v)?;
+        let b = if desc.among && rows >= desc.v { a.clone() } else { room(desc.n)? };
+        Ok(Copies { a, b, rows })
+    }
+
+    /// The product of all rows with all rows, panel by panel.
+    fn product(&self, desc: &Desc, params: &Params) -> Result<()> {
+        let device = self.a.device();
+        for a_first in (0..desc.v).step_by(self.rows.max(1)) {
+            let rows = self.rows.min(desc.v - a_first);
+            let a = Params { a_unit: self.a.address()?, a_first: a_first as u64, a_rows: rows as u64, ..*params };
+            device.run(&Plan::from_iter([copy(desc, &a)?]))?;
+            // Of rows among themselves a pair of panels is met once.
+            let from = if desc.among { a_first } else { 0 };
+            for b_first in (from..desc.n).step_by(self.rows.max(1)) {
+                let cols = self.rows.min(desc.n - b_first);
+                let same = desc.among && b_first == a_first;
+                let mut plan = Plan::new();
+                let b_unit = if same { self.a.address()? } else { self.b.address()? };
+                if !same {
+                    let (x, x_squares) = (params.b, params.b_squares);
+                    let (first, rows) = (b_first as u64, cols as u64);
+                    let b = Params { a: x, a_squares: x_squares, a_unit: b_unit, a_first: first, a_rows: rows, ..a };
+                    plan.push(copy(desc, &b)?);
+                }
+                let flags = a.flags | if same { TRIANGLE } else { 0 };
+                let pair = Params { b_unit, b_first: b_first as u64, b_rows: cols as u64, flags, ..a };
+                plan.push(launch(by_dtype(OP, desc.dtype, &PAIRS)?, blocks(tiles(&pair), 1), &pair));
+                device.run(&plan)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn copy(desc: &Desc, params: &Params) -> Result<LaunchSpec> {
+    Ok(over(by_dtype(OP, desc.dtype, &UNIT)?, params.a_rows * params.width / 8, params))
+}
+
+/// Tiles of a product of panels. A triangle of n rows of tiles is folded into lines of n + 1.
+fn tiles(params: &Params) -> u64 {
+    let [down, across] = [params.a_rows, params.b_rows].map(|rows| rows.div_ceil(TILE as u64));
+    if params.flags & TRIANGLE != 0 { across.div_ceil(2) * (across + 1) } else { down.saturating_mul(across) }
+}
+
+/// One thread for each of `units`.
+fn over(kernel: KernelId, units: u64, params: &Params) -> LaunchSpec {
+    launch(kernel, blocks(units, u64::from(kernel.row().threads)), params)
+}
+
 fn squares(desc: &Desc, x: &Tensor, rows: usize, argument: &'static str) -> Result<Tensor> {
     let device = x.device();
     let out = Tensor::empty(device, &[rows], DType::F64)?;
@@ -160,24 +266,10 @@ fn squares(desc: &Desc, x: &Tensor, rows: usize, argument: &'static str) -> Resu
             f: desc.f as u64,
             ..Params::default()
         };
-        let kernel = by_dtype(OP, desc.dtype, &NORMS)?;
-        device.run(&Plan::from_iter([launch(
-            kernel,
-            blocks(rows as u64, u64::from(kernel.row().threads)),
-            &params,
-        )]))?;
+        device.run(&Plan::from_iter([over(by_dtype(OP, desc.dtype, &NORMS)?, rows as u64, &params)]))?;
     }
     require_finite(&out.to_vec::<f64>()?, argument)?;
     Ok(out)
-}
-
-fn mask_spec(desc: &Desc, params: &Params) -> Result<LaunchSpec> {
-    let tiles = params.band_rows.div_ceil(TILE as u64).saturating_mul(params.cols.div_ceil(TILE as u64));
-    Ok(launch(by_dtype(OP, desc.dtype, &MASK)?, blocks(tiles, 1), params))
-}
-
-fn rows_spec(kernel: KernelId, params: &Params) -> LaunchSpec {
-    launch(kernel, blocks(params.band_rows, ROWS_EACH), params)
 }
 
 /// The k most similar of each row, chosen on the host.

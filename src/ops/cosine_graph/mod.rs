@@ -10,14 +10,15 @@
 //! | graph | v rows and columns; values, if weighted, are the similarities | f32 |
 //!
 //! The threshold, rounded to f32, is strict: a similarity equal to it makes no edge. A similarity is computed in f64 and rounded to f32 once; the
-//! product of all rows with all rows runs in f32 on normalised rows, tile by tile, and pairs within its rounding error of the threshold are decided by
-//! the similarity itself. So the set of edges does not depend on the device. With `top_k` each row keeps its k most similar, of equals the one with
-//! the smaller number; `symmetric` then adds the reverse of every edge kept.
+//! product of all rows with all rows runs tile by tile on normalised rows, in f32 on the CPU and in f16 on a GPU's tensor cores, and pairs within its
+//! rounding error of the threshold are decided by the similarity itself. So the set of edges does not depend on the device. With `top_k` each row
+//! keeps its k most similar, of equals the one with the smaller number; `symmetric` then adds the reverse of every edge kept.
 //!
 //! A row of zeros has no direction, and no edge, whatever the threshold. The graph is not differentiated.
 //!
-//! Memory: never v × v. On the CPU tiles of the product; on a GPU one bit a pair, at most 32 MB of them at a time (where v² bits are more, bands of
-//! rows are computed twice: counted, then listed). On a GPU `top_k` first lists all pairs above the threshold.
+//! Memory: never v × v. On the CPU tiles of the product; on a GPU at most 32 MB of rows in f16 and 32 MB of listed pairs (where there are more,
+//! the product runs twice: counted, then put into rows), and the columns once more until they are sorted. On a GPU `top_k` first lists all pairs above
+//! the threshold.
 //!
 //! Cost: `v²·f` multiply-adds, half of that where every pair is computed once. Source: GA-Net (`S_ij > 0.7`, both directions).
 //! Errors: [`Error::Shape`], [`Error::DType`], [`Error::NotContiguous`] for features that do not fit; [`Error::Value`] for a threshold outside
