@@ -76,14 +76,14 @@ pub(crate) const STORED: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 /// Lengths that miss every vector width, and one that meets them.
 pub(crate) const TAILS: [usize; 7] = [1, 3, 7, 16, 33, 130, 1030];
 
-/// Normal draws rounded to `dtype`: a CPU tensor, and its values.
+/// Normal draws rounded to `dtype`: a tensor on the device, and its values.
 pub(crate) fn draw(name: &str, dims: &[usize], dtype: DType) -> (Tensor, Vec<f64>) {
     let tensor = Tensor::from_f32(&device(), dims, &normal(name, dims.iter().product()), dtype).unwrap();
     let values = tensor.to_f64_vec().unwrap();
     (tensor, values)
 }
 
-/// Integers from `-limit ..= limit`: a CPU tensor, and its values.
+/// Integers from `-limit ..= limit`: a tensor on the device, and its values.
 pub(crate) fn draw_integers(name: &str, dims: &[usize], limit: u32, dtype: DType) -> (Tensor, Vec<f64>) {
     let values = integers(name, dims.iter().product(), limit);
     let tensor = Tensor::from_f32(&device(), dims, &values, dtype).unwrap();
@@ -124,15 +124,6 @@ pub(crate) fn forward(inputs: &[&Tensor], function: impl Fn(&mut Tape, &[Var]) -
     let mut tape = Tape::inference(&params(DType::F32));
     let vars: Vec<Var> = inputs.iter().map(|&t| Var::constant(t.clone())).collect();
     Ok(function(&mut tape, &vars)?.tensor().clone())
-}
-
-/// The CPU, and the emulated device where this build has one.
-pub(crate) fn devices() -> Vec<Device> {
-    let mut devices = vec![Device::cpu()];
-    if cfg!(all(feature = "emulator", graftwork_kernels)) {
-        devices.push(Device::emulated("sm_80").unwrap());
-    }
-    devices
 }
 
 /// As [`run`], on a device that the inputs and the gradient are copied to.

@@ -1,7 +1,12 @@
 use super::*;
 use crate::device::Device;
-use crate::ops::check::{STORED, devices, draw, graphs, run, run_on, wide};
+use crate::ops::check::{STORED, device, draw, graphs, on_each_device, run, run_on, wide};
 use crate::testing::{compare, gradient};
+
+on_each_device! {
+    rows_add_up_to_one_and_agree_with_the_definition,
+    two_runs_give_the_same_bits_and_nan_stays_in_its_row,
+}
 
 #[test]
 fn gradients_agree_with_central_differences() {
@@ -14,60 +19,56 @@ fn gradients_agree_with_central_differences() {
     }
 }
 
-#[test]
 fn rows_add_up_to_one_and_agree_with_the_definition() {
-    for device in devices() {
-        for g in graphs() {
-            let csr = Csr::new(&g, &device).unwrap();
-            for heads in [1, 2, 3, 8, 32, 40] {
-                for dtype in STORED {
-                    let (s, values) = draw("s", &[g.edges(), heads], dtype);
-                    let (dp, slopes) = draw("dp", &[g.edges(), heads], dtype);
-                    let (p, grads) = run_on(&device, &[&s], &dp, |tape, v| edge_softmax(tape, &csr, &v[0]));
-                    let (mut want, mut want_ds) = (vec![0.0; p.len()], vec![0.0; p.len()]);
-                    for i in 0..g.rows() {
-                        for h in 0..heads {
-                            let row: Vec<usize> = (g.offsets()[i]..g.offsets()[i + 1]).map(|e| e * heads + h).collect();
-                            let sum: f64 = row.iter().map(|&k| values[k].exp()).sum();
-                            row.iter().for_each(|&k| want[k] = values[k].exp() / sum);
-                            // Backward starts from what is stored.
-                            let along: f64 = row.iter().map(|&k| p[k] * slopes[k]).sum();
-                            row.iter().for_each(|&k| want_ds[k] = p[k] * (slopes[k] - along));
-                        }
+    let device = device();
+    for g in graphs() {
+        let csr = Csr::new(&g, &device).unwrap();
+        for heads in [1, 2, 3, 8, 32, 40] {
+            for dtype in STORED {
+                let (s, values) = draw("s", &[g.edges(), heads], dtype);
+                let (dp, slopes) = draw("dp", &[g.edges(), heads], dtype);
+                let (p, grads) = run(&[&s], &dp, |tape, v| edge_softmax(tape, &csr, &v[0]));
+                let (mut want, mut want_ds) = (vec![0.0; p.len()], vec![0.0; p.len()]);
+                for i in 0..g.rows() {
+                    for h in 0..heads {
+                        let row: Vec<usize> = (g.offsets()[i]..g.offsets()[i + 1]).map(|e| e * heads + h).collect();
+                        let sum: f64 = row.iter().map(|&k| values[k].exp()).sum();
+                        row.iter().for_each(|&k| want[k] = values[k].exp() / sum);
+                        // Backward starts from what is stored.
+                        let along: f64 = row.iter().map(|&k| p[k] * slopes[k]).sum();
+                        row.iter().for_each(|&k| want_ds[k] = p[k] * (slopes[k] - along));
                     }
-                    let limit = 2.0 * dtype.unit_roundoff() + 4e-6;
-                    let outcome = compare::norm(&p, &want, heads, limit);
-                    assert!(outcome.ok(), "{} {dtype} {heads} {}: {outcome:?}", device.name(), g.edges());
-                    let outcome = compare::norm(&grads[0], &want_ds, heads, limit);
-                    assert!(outcome.ok(), "{} {dtype} {heads} {}: {outcome:?}", device.name(), g.edges());
-                    if !p.is_empty() {
-                        want[0] += 0.5;
-                        assert!(!compare::norm(&p, &want, heads, limit).ok());
-                    }
+                }
+                let limit = 2.0 * dtype.unit_roundoff() + 4e-6;
+                let outcome = compare::norm(&p, &want, heads, limit);
+                assert!(outcome.ok(), "{} {dtype} {heads} {}: {outcome:?}", device.name(), g.edges());
+                let outcome = compare::norm(&grads[0], &want_ds, heads, limit);
+                assert!(outcome.ok(), "{} {dtype} {heads} {}: {outcome:?}", device.name(), g.edges());
+                if !p.is_empty() {
+                    want[0] += 0.5;
+                    assert!(!compare::norm(&p, &want, heads, limit).ok());
                 }
             }
         }
     }
 }
 
-#[test]
 fn two_runs_give_the_same_bits_and_nan_stays_in_its_row() {
-    for device in devices() {
-        for g in &graphs()[1..] {
-            let csr = Csr::new(g, &device).unwrap();
-            let (s, dp) = (draw("s", &[g.edges(), 2], DType::F32).0, draw("dp", &[g.edges(), 2], DType::F32).0);
-            let once = || run_on(&device, &[&s], &dp, |tape, v| edge_softmax(tape, &csr, &v[0]));
-            assert_eq!(once(), once());
-            let mut values = s.to_vec::<f32>().unwrap();
-            values[0] = f32::NAN;
-            let s = Tensor::from_slice(&Device::cpu(), s.dims(), &values).unwrap();
-            let (p, _) = run_on(&device, &[&s], &dp, |tape, v| edge_softmax(tape, &csr, &v[0]));
-            let first = g.offsets()[1].max(g.offsets()[2]).min(g.edges());
-            let row = (0..g.rows()).find(|&i| g.degree(i) > 0).unwrap();
-            for e in 0..first.max(g.offsets()[row + 1]) {
-                assert_eq!(p[2 * e].is_nan(), e < g.offsets()[row + 1]);
-                assert!(!p[2 * e + 1].is_nan());
-            }
+    let device = device();
+    for g in &graphs()[1..] {
+        let csr = Csr::new(g, &device).unwrap();
+        let (s, dp) = (draw("s", &[g.edges(), 2], DType::F32).0, draw("dp", &[g.edges(), 2], DType::F32).0);
+        let once = || run(&[&s], &dp, |tape, v| edge_softmax(tape, &csr, &v[0]));
+        assert_eq!(once(), once());
+        let mut values = s.to_vec::<f32>().unwrap();
+        values[0] = f32::NAN;
+        let s = Tensor::from_slice(&device, s.dims(), &values).unwrap();
+        let (p, _) = run(&[&s], &dp, |tape, v| edge_softmax(tape, &csr, &v[0]));
+        let first = g.offsets()[1].max(g.offsets()[2]).min(g.edges());
+        let row = (0..g.rows()).find(|&i| g.degree(i) > 0).unwrap();
+        for e in 0..first.max(g.offsets()[row + 1]) {
+            assert_eq!(p[2 * e].is_nan(), e < g.offsets()[row + 1]);
+            assert!(!p[2 * e + 1].is_nan());
         }
     }
 }
@@ -81,5 +82,5 @@ fn what_does_not_fit_is_refused() {
     assert!(matches!(of(&[6, 2], DType::I64), Err(Error::DType { .. })));
     assert_eq!(of(&[6], DType::F32).unwrap().heads, 1);
     let (s, dp) = (draw("s", &[6], DType::F64).0, draw("dp", &[6], DType::F64).0);
-    assert_eq!(run(&[&s], &dp, |tape, v| edge_softmax(tape, &csr, &v[0])).0.len(), 6);
+    assert_eq!(run_on(&Device::cpu(), &[&s], &dp, |tape, v| edge_softmax(tape, &csr, &v[0])).0.len(), 6);
 }

@@ -1,9 +1,14 @@
 use super::*;
 use crate::device::Device;
 use crate::graph::Adjacency;
-use crate::ops::check::{STORED, devices, draw, graphs, run, run_on, wide};
+use crate::ops::check::{STORED, device, draw, graphs, on_each_device, run, run_on, wide};
 use crate::ops::{Reduce, edge_softmax, spmm};
 use crate::testing::{compare, gradient};
+
+on_each_device! {
+    one_pass_gives_what_softmax_and_sum_give,
+    two_runs_give_the_same_bits,
+}
 
 const SLOPE: f64 = 0.2;
 
@@ -22,56 +27,53 @@ fn gradients_agree_with_central_differences() {
     }
 }
 
-#[test]
 fn one_pass_gives_what_softmax_and_sum_give() {
-    for device in devices() {
-        for g in graphs() {
-            let csr = Csr::new(&g, &device).unwrap();
-            for (f, heads) in [(5, 1), (16, 2), (33, 3), (136, 1), (520, 2)] {
-                for dtype in STORED {
-                    let (left, ls) = draw("left", &[g.rows(), heads], dtype);
-                    let (right, rs) = draw("right", &[g.cols(), heads], dtype);
-                    let (x, _) = draw("x", &[g.cols(), f], dtype);
-                    let (dy, _) = draw("dy", &[g.rows(), f], dtype);
-                    let (y, grads) = run_on(&device, &[&left, &right, &x], &dy, |tape, v| {
-                        graph_attention(tape, &csr, &v[0], &v[1], &v[2], SLOPE)
-                    });
-                    // In f64: scores, the softmax op, the sum op.
-                    let host = Csr::new(&g, &Device::cpu()).unwrap();
-                    let mut scores = Vec::new();
-                    for i in 0..g.rows() {
-                        for &j in g.neighbours(i) {
-                            scores.extend((0..heads).map(|h| {
-                                let z = ls[i * heads + h] + rs[j * heads + h];
-                                if z > 0.0 { z } else { SLOPE * z }
-                            }));
+    let device = device();
+    for g in graphs() {
+        let csr = Csr::new(&g, &device).unwrap();
+        for (f, heads) in [(5, 1), (16, 2), (33, 3), (136, 1), (520, 2)] {
+            for dtype in STORED {
+                let (left, ls) = draw("left", &[g.rows(), heads], dtype);
+                let (right, rs) = draw("right", &[g.cols(), heads], dtype);
+                let (x, _) = draw("x", &[g.cols(), f], dtype);
+                let (dy, _) = draw("dy", &[g.rows(), f], dtype);
+                let (y, grads) =
+                    run(&[&left, &right, &x], &dy, |tape, v| graph_attention(tape, &csr, &v[0], &v[1], &v[2], SLOPE));
+                // In f64: scores, the softmax op, the sum op.
+                let host = Csr::new(&g, &Device::cpu()).unwrap();
+                let mut scores = Vec::new();
+                for i in 0..g.rows() {
+                    for &j in g.neighbours(i) {
+                        scores.extend((0..heads).map(|h| {
+                            let z = ls[i * heads + h] + rs[j * heads + h];
+                            if z > 0.0 { z } else { SLOPE * z }
+                        }));
+                    }
+                }
+                let scores = Tensor::from_slice(&Device::cpu(), &[g.edges(), heads], &scores).unwrap();
+                let wide = [&left, &right, &x, &dy].map(|t| t.cast(DType::F64).unwrap());
+                let (want, _) = run_on(&Device::cpu(), &[&scores, &wide[2]], &wide[3], |tape, v| {
+                    let p = edge_softmax(tape, &host, &v[0])?;
+                    spmm(tape, &host, &v[1], Some(&p), Reduce::Sum)
+                });
+                let limit = dtype.unit_roundoff() + 1e-5;
+                let place = format!("{} {dtype} {f} {heads} {}", device.name(), g.edges());
+                let outcome = compare::norm(&y, &want, f, limit);
+                assert!(outcome.ok(), "{place}: {outcome:?}");
+                let (_, exact) = run_on(&Device::cpu(), &[&wide[0], &wide[1], &wide[2]], &wide[3], |tape, v| {
+                    graph_attention(tape, &host, &v[0], &v[1], &v[2], SLOPE)
+                });
+                let p = crate::ops::check::forward(&[&scores], |tape, v| edge_softmax(tape, &host, &v[0])).unwrap();
+                let sizes = score_terms(&g, heads, &p.to_f64_vec().unwrap(), &wide[2], &wide[3], &want);
+                for (k, (got, want)) in grads.iter().zip(&exact).enumerate() {
+                    // Those of the scores are sums of terms that cancel: each is held to a share of its terms.
+                    let right = match sizes.get(k) {
+                        Some(sizes) => {
+                            got.iter().zip(want).zip(sizes).all(|((g, w), s)| (g - w).abs() <= 4.0 * limit * s)
                         }
-                    }
-                    let scores = Tensor::from_slice(&Device::cpu(), &[g.edges(), heads], &scores).unwrap();
-                    let wide = [&left, &right, &x, &dy].map(|t| t.cast(DType::F64).unwrap());
-                    let (want, _) = run(&[&scores, &wide[2]], &wide[3], |tape, v| {
-                        let p = edge_softmax(tape, &host, &v[0])?;
-                        spmm(tape, &host, &v[1], Some(&p), Reduce::Sum)
-                    });
-                    let limit = dtype.unit_roundoff() + 1e-5;
-                    let place = format!("{} {dtype} {f} {heads} {}", device.name(), g.edges());
-                    let outcome = compare::norm(&y, &want, f, limit);
-                    assert!(outcome.ok(), "{place}: {outcome:?}");
-                    let (_, exact) = run(&[&wide[0], &wide[1], &wide[2]], &wide[3], |tape, v| {
-                        graph_attention(tape, &host, &v[0], &v[1], &v[2], SLOPE)
-                    });
-                    let p = crate::ops::check::forward(&[&scores], |tape, v| edge_softmax(tape, &host, &v[0])).unwrap();
-                    let sizes = score_terms(&g, heads, &p.to_f64_vec().unwrap(), &wide[2], &wide[3], &want);
-                    for (k, (got, want)) in grads.iter().zip(&exact).enumerate() {
-                        // Those of the scores are sums of terms that cancel: each is held to a share of its terms.
-                        let right = match sizes.get(k) {
-                            Some(sizes) => {
-                                got.iter().zip(want).zip(sizes).all(|((g, w), s)| (g - w).abs() <= 4.0 * limit * s)
-                            }
-                            None => compare::norm(got, want, f, 2.0 * limit).ok(),
-                        };
-                        assert!(right, "gradient {k}, {place}");
-                    }
+                        None => compare::norm(got, want, f, 2.0 * limit).ok(),
+                    };
+                    assert!(right, "gradient {k}, {place}");
                 }
             }
         }
@@ -95,20 +97,14 @@ fn score_terms(g: &Adjacency, h: usize, p: &[f64], x: &Tensor, dy: &Tensor, y: &
     [left, right]
 }
 
-#[test]
 fn two_runs_give_the_same_bits() {
     let g = &graphs()[3];
-    for device in devices() {
-        let csr = Csr::new(g, &device).unwrap();
-        let of = |name: &str, dims: &[usize]| draw(name, dims, DType::F32).0;
-        let (left, right, x, dy) = (of("l", &[9, 2]), of("r", &[50, 2]), of("x", &[50, 24]), of("dy", &[9, 24]));
-        let once = || {
-            run_on(&device, &[&left, &right, &x], &dy, |tape, v| {
-                graph_attention(tape, &csr, &v[0], &v[1], &v[2], SLOPE)
-            })
-        };
-        assert_eq!(once(), once());
-    }
+    let device = device();
+    let csr = Csr::new(g, &device).unwrap();
+    let of = |name: &str, dims: &[usize]| draw(name, dims, DType::F32).0;
+    let (left, right, x, dy) = (of("l", &[9, 2]), of("r", &[50, 2]), of("x", &[50, 24]), of("dy", &[9, 24]));
+    let once = || run(&[&left, &right, &x], &dy, |tape, v| graph_attention(tape, &csr, &v[0], &v[1], &v[2], SLOPE));
+    assert_eq!(once(), once());
 }
 
 #[test]

@@ -1,7 +1,11 @@
 use super::*;
 use crate::device::Device;
-use crate::ops::check::{STORED, devices, draw_integers, graphs, rounded, run, run_on, wide};
+use crate::ops::check::{STORED, device, draw_integers, graphs, on_each_device, rounded, run, run_on, wide};
 use crate::testing::{compare, gradient};
+
+on_each_device! {
+    integers_come_out_exact,
+}
 
 #[test]
 fn gradients_agree_with_central_differences() {
@@ -14,37 +18,36 @@ fn gradients_agree_with_central_differences() {
     }
 }
 
-#[test]
 fn integers_come_out_exact() {
-    for device in devices() {
-        for g in graphs() {
-            let csr = Csr::new(&g, &device).unwrap();
-            for (f, heads) in [(1, 1), (6, 2), (16, 1), (33, 1), (136, 1), (520, 4)] {
-                for dtype in STORED {
-                    let (a, xs) = draw_integers("a", &[g.rows(), f], 1, dtype);
-                    let (b, ys) = draw_integers("b", &[g.cols(), f], 1, dtype);
-                    let (ds, _) = draw_integers("ds", &[g.edges(), heads], 1, dtype);
-                    let (s, grads) = run_on(&device, &[&a, &b], &ds, |tape, v| sddmm(tape, &csr, &v[0], &v[1], heads));
-                    let mut want = Vec::new();
-                    for i in 0..g.rows() {
-                        for &j in g.neighbours(i) {
-                            want.extend((0..heads).map(|h| {
-                                (h * f / heads..(h + 1) * f / heads).map(|c| xs[i * f + c] * ys[j * f + c]).sum::<f64>()
-                            }));
-                        }
+    let device = device();
+    for g in graphs() {
+        let csr = Csr::new(&g, &device).unwrap();
+        for (f, heads) in [(1, 1), (6, 2), (16, 1), (33, 1), (136, 1), (520, 4)] {
+            for dtype in STORED {
+                let (a, xs) = draw_integers("a", &[g.rows(), f], 1, dtype);
+                let (b, ys) = draw_integers("b", &[g.cols(), f], 1, dtype);
+                let (ds, _) = draw_integers("ds", &[g.edges(), heads], 1, dtype);
+                let (s, grads) = run(&[&a, &b], &ds, |tape, v| sddmm(tape, &csr, &v[0], &v[1], heads));
+                let mut want = Vec::new();
+                for i in 0..g.rows() {
+                    for &j in g.neighbours(i) {
+                        want.extend((0..heads).map(|h| {
+                            (h * f / heads..(h + 1) * f / heads).map(|c| xs[i * f + c] * ys[j * f + c]).sum::<f64>()
+                        }));
                     }
-                    assert!(compare::exact(&s, &rounded(&want, dtype)).ok(), "{} {dtype} {f}", device.name());
-                    let host = Csr::new(&g, &Device::cpu()).unwrap();
-                    let wide = [&a, &b, &ds].map(|t| t.cast(DType::F64).unwrap());
-                    let (_, exact) =
-                        run(&[&wide[0], &wide[1]], &wide[2], |tape, v| sddmm(tape, &host, &v[0], &v[1], heads));
-                    for (got, want) in grads.iter().zip(exact) {
-                        assert!(compare::exact(got, &rounded(&want, dtype)).ok());
-                    }
-                    if let Some(last) = s.len().checked_sub(1) {
-                        want[last] += 1.0;
-                        assert!(!compare::exact(&s, &rounded(&want, dtype)).ok());
-                    }
+                }
+                assert!(compare::exact(&s, &rounded(&want, dtype)).ok(), "{} {dtype} {f}", device.name());
+                let host = Csr::new(&g, &Device::cpu()).unwrap();
+                let wide = [&a, &b, &ds].map(|t| t.cast(DType::F64).unwrap());
+                let (_, exact) = run_on(&Device::cpu(), &[&wide[0], &wide[1]], &wide[2], |tape, v| {
+                    sddmm(tape, &host, &v[0], &v[1], heads)
+                });
+                for (got, want) in grads.iter().zip(exact) {
+                    assert!(compare::exact(got, &rounded(&want, dtype)).ok());
+                }
+                if let Some(last) = s.len().checked_sub(1) {
+                    want[last] += 1.0;
+                    assert!(!compare::exact(&s, &rounded(&want, dtype)).ok());
                 }
             }
         }

@@ -1,8 +1,15 @@
 use super::*;
 use crate::device::Device;
 use crate::graph::{Adjacency, Width};
-use crate::ops::check::{STORED, devices, draw, draw_integers, graphs, rounded, run, run_on, wide};
+use crate::ops::check::{STORED, device, draw, draw_integers, graphs, on_each_device, rounded, run, run_on, wide};
 use crate::testing::{compare, gradient};
+
+on_each_device! {
+    integers_come_out_exact_in_every_width,
+    means_and_weights_of_the_graph_are_within_rounding,
+    the_first_of_equals_is_picked_and_nan_passes,
+    two_runs_give_the_same_bits_whatever_the_threads,
+}
 
 const ALL: [Reduce; 4] = [Reduce::Sum, Reduce::Mean, Reduce::Max, Reduce::Min];
 
@@ -48,40 +55,37 @@ fn gradients_agree_with_central_differences() {
     }
 }
 
-#[test]
 fn integers_come_out_exact_in_every_width() {
-    for device in devices() {
-        for (g, width) in graphs().iter().zip([Width::Fitting, Width::Wide, Width::Fitting, Width::Fitting]) {
-            let csr = Csr::with_width(g, &device, width).unwrap();
-            for (f, heads) in [(1, 1), (3, 1), (16, 2), (33, 1), (40, 5), (136, 1), (520, 2)] {
-                for dtype in STORED {
-                    // Widths beyond a team's are one of many on an emulated device.
-                    if !device.is_cpu() && f > 100 && dtype == DType::F16 {
-                        continue;
+    let device = device();
+    for (g, width) in graphs().iter().zip([Width::Fitting, Width::Wide, Width::Fitting, Width::Fitting]) {
+        let csr = Csr::with_width(g, &device, width).unwrap();
+        for (f, heads) in [(1, 1), (3, 1), (16, 2), (33, 1), (40, 5), (136, 1), (520, 2)] {
+            for dtype in STORED {
+                // Widths beyond a team's are one of many on an emulated device.
+                if !device.is_cpu() && f > 100 && dtype == DType::F16 {
+                    continue;
+                }
+                let (x, xs) = draw_integers("x", &[g.cols(), f], 2, dtype);
+                let (w, ws) = draw_integers("w", &[g.edges(), heads], 1, dtype);
+                let (dy, _) = draw_integers("dy", &[g.rows(), f], 1, dtype);
+                for reduce in [Reduce::Sum, Reduce::Max, Reduce::Min] {
+                    let place = format!("{} {dtype} {f} {heads} {reduce:?} {}", device.name(), g.edges());
+                    let (y, grads) = run(&[&x, &w], &dy, |tape, v| spmm(tape, &csr, &v[0], Some(&v[1]), reduce));
+                    let want = by_definition(g, &xs, f, Some((&ws, heads)), reduce);
+                    assert!(compare::exact(&y, &rounded(&want, dtype)).ok(), "{place}");
+                    let host = Csr::new(g, &Device::cpu()).unwrap();
+                    let wide = [&x, &w, &dy].map(|t| t.cast(DType::F64).unwrap());
+                    let (_, exact) = run_on(&Device::cpu(), &[&wide[0], &wide[1]], &wide[2], |tape, v| {
+                        spmm(tape, &host, &v[0], Some(&v[1]), reduce)
+                    });
+                    for (got, want) in grads.iter().zip(exact) {
+                        let outcome = compare::exact(got, &rounded(&want, dtype));
+                        assert!(outcome.ok(), "gradient, {place}: {outcome:?}");
                     }
-                    let (x, xs) = draw_integers("x", &[g.cols(), f], 2, dtype);
-                    let (w, ws) = draw_integers("w", &[g.edges(), heads], 1, dtype);
-                    let (dy, _) = draw_integers("dy", &[g.rows(), f], 1, dtype);
-                    for reduce in [Reduce::Sum, Reduce::Max, Reduce::Min] {
-                        let place = format!("{} {dtype} {f} {heads} {reduce:?} {}", device.name(), g.edges());
-                        let (y, grads) =
-                            run_on(&device, &[&x, &w], &dy, |tape, v| spmm(tape, &csr, &v[0], Some(&v[1]), reduce));
-                        let want = by_definition(g, &xs, f, Some((&ws, heads)), reduce);
-                        assert!(compare::exact(&y, &rounded(&want, dtype)).ok(), "{place}");
-                        let host = Csr::new(g, &Device::cpu()).unwrap();
-                        let wide = [&x, &w, &dy].map(|t| t.cast(DType::F64).unwrap());
-                        let (_, exact) = run(&[&wide[0], &wide[1]], &wide[2], |tape, v| {
-                            spmm(tape, &host, &v[0], Some(&v[1]), reduce)
-                        });
-                        for (got, want) in grads.iter().zip(exact) {
-                            let outcome = compare::exact(got, &rounded(&want, dtype));
-                            assert!(outcome.ok(), "gradient, {place}: {outcome:?}");
-                        }
-                        if let Some(last) = y.len().checked_sub(1) {
-                            let mut wrong = y;
-                            wrong[last] += 1.0;
-                            assert!(!compare::exact(&wrong, &rounded(&want, dtype)).ok());
-                        }
+                    if let Some(last) = y.len().checked_sub(1) {
+                        let mut wrong = y;
+                        wrong[last] += 1.0;
+                        assert!(!compare::exact(&wrong, &rounded(&want, dtype)).ok());
                     }
                 }
             }
@@ -89,62 +93,58 @@ fn integers_come_out_exact_in_every_width() {
     }
 }
 
-#[test]
 fn means_and_weights_of_the_graph_are_within_rounding() {
-    for device in devices() {
-        for g in graphs() {
-            let values: Vec<f32> = wide("values", g.edges()).iter().map(|&v| v as f32).collect();
-            let weighted = g.clone().with_values(values.clone()).unwrap();
-            let values: Vec<f64> = values.into_iter().map(f64::from).collect();
-            for dtype in STORED {
-                let (x, xs) = draw("x", &[g.cols(), 24], dtype);
-                let (dy, _) = draw("dy", &[g.rows(), 24], dtype);
-                let csr = Csr::new(&weighted, &device).unwrap();
-                let (y, grads) = run_on(&device, &[&x], &dy, |tape, v| spmm(tape, &csr, &v[0], None, Reduce::Mean));
-                let want = by_definition(&g, &xs, 24, Some((&values, 1)), Reduce::Mean);
-                let sizes = |v: &[f64]| v.iter().map(|v| v.abs()).collect::<Vec<_>>();
-                let magnitude = by_definition(&g, &sizes(&xs), 24, Some((&sizes(&values), 1)), Reduce::Mean);
-                assert!(compare::bound(&y, &want, &magnitude, g.max_degree() + 2, dtype).ok());
-                let host = Csr::new(&weighted, &Device::cpu()).unwrap();
-                let wide = [&x, &dy].map(|t| t.cast(DType::F64).unwrap());
-                let (_, exact) = run(&[&wide[0]], &wide[1], |tape, v| spmm(tape, &host, &v[0], None, Reduce::Mean));
-                assert!(compare::norm(&grads[0], &exact[0], 24, 2.0 * dtype.unit_roundoff() + 1e-6).ok());
-            }
+    let device = device();
+    for g in graphs() {
+        let values: Vec<f32> = wide("values", g.edges()).iter().map(|&v| v as f32).collect();
+        let weighted = g.clone().with_values(values.clone()).unwrap();
+        let values: Vec<f64> = values.into_iter().map(f64::from).collect();
+        for dtype in STORED {
+            let (x, xs) = draw("x", &[g.cols(), 24], dtype);
+            let (dy, _) = draw("dy", &[g.rows(), 24], dtype);
+            let csr = Csr::new(&weighted, &device).unwrap();
+            let (y, grads) = run(&[&x], &dy, |tape, v| spmm(tape, &csr, &v[0], None, Reduce::Mean));
+            let want = by_definition(&g, &xs, 24, Some((&values, 1)), Reduce::Mean);
+            let sizes = |v: &[f64]| v.iter().map(|v| v.abs()).collect::<Vec<_>>();
+            let magnitude = by_definition(&g, &sizes(&xs), 24, Some((&sizes(&values), 1)), Reduce::Mean);
+            assert!(compare::bound(&y, &want, &magnitude, g.max_degree() + 2, dtype).ok());
+            let host = Csr::new(&weighted, &Device::cpu()).unwrap();
+            let wide = [&x, &dy].map(|t| t.cast(DType::F64).unwrap());
+            let (_, exact) =
+                run_on(&Device::cpu(), &[&wide[0]], &wide[1], |tape, v| spmm(tape, &host, &v[0], None, Reduce::Mean));
+            assert!(compare::norm(&grads[0], &exact[0], 24, 2.0 * dtype.unit_roundoff() + 1e-6).ok());
         }
     }
 }
 
-#[test]
 fn the_first_of_equals_is_picked_and_nan_passes() {
     let g = Adjacency::from_edges((3, 3), &[(0, 0), (0, 1), (0, 2), (1, 1)], None).unwrap();
-    for device in devices() {
-        let csr = Csr::new(&g, &device).unwrap();
-        let x = Tensor::from_slice(&Device::cpu(), &[3, 2], &[5.0f32, 1.0, 5.0, f32::NAN, 5.0, 2.0]).unwrap();
-        let dy = Tensor::from_slice(&Device::cpu(), &[3, 2], &[1.0f32; 6]).unwrap();
-        for reduce in [Reduce::Max, Reduce::Min] {
-            let (y, grads) = run_on(&device, &[&x], &dy, |tape, v| spmm(tape, &csr, &v[0], None, reduce));
-            assert!(y[0] == 5.0 && y[1].is_nan() && y[2] == 5.0 && y[3].is_nan() && y[4..] == [0.0, 0.0]);
-            assert_eq!(grads[0], [1.0, 0.0, 1.0, 2.0, 0.0, 0.0]);
-        }
-        let infinite = Tensor::from_slice(&Device::cpu(), &[3, 1], &[f32::NEG_INFINITY; 3]).unwrap();
-        let dy = dy.slice(0, 0, 3).unwrap().slice(1, 0, 1).unwrap().contiguous().unwrap();
-        let (y, grads) = run_on(&device, &[&infinite], &dy, |tape, v| spmm(tape, &csr, &v[0], None, Reduce::Max));
-        assert_eq!((y[0], grads[0][0]), (f64::NEG_INFINITY, 1.0));
+    let device = device();
+    let csr = Csr::new(&g, &device).unwrap();
+    let x = Tensor::from_slice(&device, &[3, 2], &[5.0f32, 1.0, 5.0, f32::NAN, 5.0, 2.0]).unwrap();
+    let dy = Tensor::from_slice(&device, &[3, 2], &[1.0f32; 6]).unwrap();
+    for reduce in [Reduce::Max, Reduce::Min] {
+        let (y, grads) = run(&[&x], &dy, |tape, v| spmm(tape, &csr, &v[0], None, reduce));
+        assert!(y[0] == 5.0 && y[1].is_nan() && y[2] == 5.0 && y[3].is_nan() && y[4..] == [0.0, 0.0]);
+        assert_eq!(grads[0], [1.0, 0.0, 1.0, 2.0, 0.0, 0.0]);
     }
+    let infinite = Tensor::from_slice(&device, &[3, 1], &[f32::NEG_INFINITY; 3]).unwrap();
+    let dy = dy.slice(0, 0, 3).unwrap().slice(1, 0, 1).unwrap().contiguous().unwrap();
+    let (y, grads) = run(&[&infinite], &dy, |tape, v| spmm(tape, &csr, &v[0], None, Reduce::Max));
+    assert_eq!((y[0], grads[0][0]), (f64::NEG_INFINITY, 1.0));
 }
 
-#[test]
 fn two_runs_give_the_same_bits_whatever_the_threads() {
     let g = &graphs()[3];
-    for device in devices() {
-        let csr = Csr::new(g, &device).unwrap();
-        let (x, w) = (draw("x", &[50, 96], DType::F32).0, draw("w", &[g.edges()], DType::F32).0);
-        let dy = draw("dy", &[9, 96], DType::F32).0;
-        for reduce in ALL {
-            let once = || run_on(&device, &[&x, &w], &dy, |tape, v| spmm(tape, &csr, &v[0], Some(&v[1]), reduce));
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-            assert_eq!(once(), pool.install(once));
-        }
+    let device = device();
+    let csr = Csr::new(g, &device).unwrap();
+    let (x, w) = (draw("x", &[50, 96], DType::F32).0, draw("w", &[g.edges()], DType::F32).0);
+    let dy = draw("dy", &[9, 96], DType::F32).0;
+    for reduce in ALL {
+        // Named, since the test's own device is that of its thread.
+        let once = || run_on(&device, &[&x, &w], &dy, |tape, v| spmm(tape, &csr, &v[0], Some(&v[1]), reduce));
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        assert_eq!(once(), pool.install(once));
     }
 }
 
