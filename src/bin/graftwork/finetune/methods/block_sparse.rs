@@ -242,7 +242,7 @@ impl BlockSparse {
             block: own.block,
             allocation: own.allocation.into(),
             low_rank: own.low_rank,
-            alpha: shared.alpha.unwrap_or(2.0 * own.low_rank as f64),
+            alpha: shared.alpha.unwrap_or(2.0 * own.low_rank.max(1) as f64),
             dropout: shared.dropout,
             moves: Moves::from(own)?,
         };
