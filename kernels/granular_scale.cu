@@ -22,7 +22,8 @@
 // SMALL takes a pass that writes a number for each row, a small kernel that turns them into one for each sample, and a pass with it.
 //
 // The fused form computes ΔH = D Wuᵀ tile by tile (see tile/gemm.cuh), lays the sums of a tile in shared memory, and gates them from
-// there, a unit a thread: ΔH is never written. It serves the gates that do not look at a whole row of U: LARGE and MIDDLE_Y.
+// there, a unit a thread: ΔH is never written. MIDDLE_X and SMALL, whose gate looks at a whole row of U, take a pass before it that writes
+// the logits of all rows: ΔH_i·w = D_i·(Wuᵀw), r products a row instead of r·k.
 //
 // All arithmetic is in f32. Limited by reading H, ΔH, R and L (and dy) and writing y (dU, dL, dR) once.
 
@@ -62,12 +63,27 @@
 
 using namespace gate;
 
+// This thread's part of D_i·(Wuᵀw).
+template <typename T, int N, int GROUP>
+__device__ __forceinline__ float narrow_sum(const Forward& f, size_t row) {
+    const T* from = static_cast<const T*>(f.narrow) + row * f.r;
+    float sum = 0.0f;
+    for (size_t c = threadIdx.x * N; c < f.r; c += GROUP * N) {
+        float d[N], v[N];
+        tile::load<T, N>(from + c, d);
+        tile::load<float, N>(f.folded + c, v);
+#pragma unroll
+        for (int i = 0; i < N; ++i) sum += d[i] * v[i];
+    }
+    return sum;
+}
+
 template <Kind KIND, typename T, int N, int GROUP>
 __device__ __forceinline__ void forward(const Forward& f, float* scratch) {
     constexpr bool LOOKS = KIND == MIDDLE_X || KIND == SMALL;
     const Common& p = f.c;
     const size_t units = p.k / N;
-    const bool rows_only = KIND == SMALL && (p.flags & ROWS_ONLY);
+    const bool rows_only = LOOKS && (p.flags & ROWS_ONLY);
     const bool logit_wanted = KIND == MIDDLE_X || rows_only;
     const bool wants_residual = logit_wanted || (p.flags & ADD_RESIDUAL);
     // All threads share the row, and so come to every barrier inside group_sum.
@@ -109,6 +125,9 @@ __device__ __forceinline__ void forward(const Forward& f, float* scratch) {
 #pragma unroll
                     for (int i = 0; i < N; ++i) sum += r[i] * w[i] + seen[i] * v[i];
                 });
+                if (f.folded != nullptr) {
+                    sum += p.flags & NARROW_VECTOR ? narrow_sum<T, tile::PACK<T>, GROUP>(f, row) : narrow_sum<T, 1, GROUP>(f, row);
+                }
                 const float logit =
                     tile::group_sum<GROUP>(sum, scratch) + tile::widen(*static_cast<const T*>(f.gate_bias));
                 if (threadIdx.x == 0) f.rows[row] = logit;
@@ -369,18 +388,28 @@ __device__ __forceinline__ void gate_tile(const Up& p, const float* sums, size_t
         tile::load<float, N>(sums + r * PITCH + c, update);
 #pragma unroll
         for (int e = 0; e < N; ++e) unit.u[e] += update[e];
-        finish<KIND, T, N>(p.f, unit, at, column, 0.0f);
+        float of_row = 0.0f;
+        if constexpr (KIND == MIDDLE_X) {
+            of_row = p.f.c.kind == SMALL ? p.f.c.samples[(row + r) / p.f.c.tokens] : sigmoid(p.f.rows[row + r]);
+        }
+        finish<KIND, T, N>(p.f, unit, at, column, of_row);
+    }
+}
+
+// MIDDLE_X serves SMALL too: here both have a gate of the row by now.
+template <typename T, int N, int THREADS>
+__device__ __forceinline__ void gate_kind(const Up& p, const float* sums, size_t row, size_t col) {
+    switch (p.f.c.kind) {
+        case LARGE: return gate_tile<LARGE, T, N, THREADS>(p, sums, row, col);
+        case MIDDLE_Y: return gate_tile<MIDDLE_Y, T, N, THREADS>(p, sums, row, col);
+        default: return gate_tile<MIDDLE_X, T, N, THREADS>(p, sums, row, col);
     }
 }
 
 template <typename T, int THREADS>
 __device__ __forceinline__ void gate_any(const Up& p, const float* sums, size_t row, size_t col) {
-    if (p.f.c.flags & VECTOR) {
-        if (p.f.c.kind == LARGE) return gate_tile<LARGE, T, tile::PACK<T>, THREADS>(p, sums, row, col);
-        return gate_tile<MIDDLE_Y, T, tile::PACK<T>, THREADS>(p, sums, row, col);
-    }
-    if (p.f.c.kind == LARGE) return gate_tile<LARGE, T, 1, THREADS>(p, sums, row, col);
-    return gate_tile<MIDDLE_Y, T, 1, THREADS>(p, sums, row, col);
+    if (p.f.c.flags & VECTOR) return gate_kind<T, tile::PACK<T>, THREADS>(p, sums, row, col);
+    gate_kind<T, 1, THREADS>(p, sums, row, col);
 }
 
 template <typename T>

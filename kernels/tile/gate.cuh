@@ -19,8 +19,10 @@ enum Flag : uint32_t {
     // The gate sees H instead of U.
     SEES_HIDDEN = 8,
     DROPOUT = 16,
-    // SMALL's pass that writes a number for each row and nothing else.
+    // The pass that writes a number for each row and nothing else.
     ROWS_ONLY = 32,
+    // Rows of D can be read 16 bytes at a time.
+    NARROW_VECTOR = 64,
 };
 
 struct Common {
@@ -50,12 +52,16 @@ struct Common {
 struct Forward {
     Common c;
     const void* gate_bias;
-    // The logits of MIDDLE_X and SMALL, to be kept.
+    // The logits of MIDDLE_X and SMALL, to be kept; the fused form reads what the pass before it has written.
     float* rows;
     void* y;
+    // Where ΔH = D Wuᵀ is not written: D [m, r] and Wuᵀw [r], so that ΔH_i·w = D_i·(Wuᵀw).
+    const void* narrow;
+    const float* folded;
+    size_t r;
 };
 static_assert(sizeof(Common) == 112 && offsetof(Common, seed) == 72 && offsetof(Common, kind) == 96, "mirrors gpu.rs");
-static_assert(sizeof(Forward) == 136, "mirrors gpu.rs");
+static_assert(sizeof(Forward) == 160, "mirrors gpu.rs");
 
 // The fused form: a product's tile goes where `f` says, `first_column` columns further right.
 struct Up {
@@ -63,7 +69,7 @@ struct Up {
     Forward f;
     size_t first_column;
 };
-static_assert(sizeof(Up) == 288, "mirrors gpu.rs");
+static_assert(sizeof(Up) == 312, "mirrors gpu.rs");
 
 struct Backward {
     Common c;

@@ -1,14 +1,16 @@
-//! The launch plans: one launch each way, more for a gate that is the same for a whole sample; of a product, one for each head.
+//! The launch plans: one launch each way, more for a gate that is the same for a whole sample; of a product, one for each head, and before
+//! them the logits of the rows where a gate looks at a whole row of U.
 
 use super::node::{Given, Gradients};
-use super::product::{self, heads};
+use super::product::{self, Head, heads};
 use super::{Delta, Desc, GateInput, Kind, OP, Operands, Product};
+use crate::autograd::Target;
 use crate::device::{LaunchSpec, Plan};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::KernelId;
 use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack, per_dtype};
-use crate::ops::product::GemmParams;
+use crate::ops::product::{GemmParams, Layout, Product as Gemm};
 use crate::tensor::Tensor;
 
 /// Mirrors `struct Common` in `kernels/granular_scale.cu`. Address 0 is an absent operand.
@@ -45,6 +47,10 @@ pub struct Forward {
     pub gate_bias: u64,
     pub rows: u64,
     pub y: u64,
+    /// D, and `Wuᵀ w`: what stands for ΔH in a row's logit.
+    pub narrow: u64,
+    pub folded: u64,
+    pub r: u64,
 }
 
 /// Mirrors `struct Up`.
@@ -88,8 +94,8 @@ pub struct Sample {
 }
 
 const _: () = assert!(size_of::<Common>() == 112 && std::mem::offset_of!(Common, seed) == 72);
-const _: () = assert!(std::mem::offset_of!(Common, kind) == 96 && size_of::<Forward>() == 136);
-const _: () = assert!(size_of::<Up>() == 288);
+const _: () = assert!(std::mem::offset_of!(Common, kind) == 96 && size_of::<Forward>() == 160);
+const _: () = assert!(size_of::<Up>() == 312);
 const _: () = assert!(size_of::<Backward>() == 200 && size_of::<Sample>() == 48);
 
 /// Bits of `flags`.
@@ -99,6 +105,7 @@ const SIGMOID: u32 = 4;
 const SEES_HIDDEN: u32 = 8;
 const DROPOUT: u32 = 16;
 const ROWS_ONLY: u32 = 32;
+const NARROW_VECTOR: u32 = 64;
 
 /// With a short and with a long block.
 const FORWARD: [PerDType; 2] = [per_dtype!("granular_scale_fwd", "t64"), per_dtype!("granular_scale_fwd", "t256")];
@@ -175,33 +182,84 @@ fn is_vector(desc: &Desc, addresses: &[u64]) -> bool {
     desc.k.is_multiple_of(pack(desc.dtype)) && aligned(addresses)
 }
 
+/// From the logits of rows to the gates of samples.
+fn mean(desc: &Desc, operands: &Operands, samples: &Tensor) -> Result<Sample> {
+    let (rows, tokens) = (address(operands.rows)?, address(operands.tokens)?);
+    let (count, t) = (desc.samples() as u64, desc.tokens as u64);
+    Ok(Sample { rows, tokens, samples: samples.address()?, dl: 0, count, t })
+}
+
 /// One number for each sample, from `rows` or for `dl`.
 fn over_samples(desc: &Desc, kernel: KernelId, params: &Sample) -> LaunchSpec {
     launch(kernel, blocks(desc.samples() as u64, u64::from(kernel.row().threads / 32)), params)
 }
 
-/// MiddleX and Small need U whole; the others take it from the product, tile by tile.
 pub fn forward(desc: &Desc, operands: &Operands, y: &Tensor) -> Result<()> {
     match (operands.delta, desc.product) {
-        (Delta::Product { x, weight }, Some(product)) if desc.kind.looks() => {
-            let update = product::whole(desc, product, x, weight)?;
-            on_rows(desc, operands, Some(&update), y)
-        }
         (Delta::Product { x, weight }, Some(product)) => fused(desc, operands, product, [x, weight], y),
         (Delta::Given(update), _) => on_rows(desc, operands, Some(update), y),
         _ => on_rows(desc, operands, None, y),
     }
 }
 
+/// The logits of all rows, and Small's gate of each sample, before ΔH is made: `ΔH_i · w = D_i · (Wuᵀ w)`.
+fn look(desc: &Desc, operands: &Operands, product: Product, [x, weight]: [&Tensor; 2]) -> Result<Option<Tensor>> {
+    let device = x.device();
+    let (hidden, bias, residual) = (operands.hidden.address()?, address(operands.bias)?, address(operands.residual)?);
+    let (gate, rows) = (address(operands.gate)?, address(operands.rows)?);
+    let folded = match desc.input {
+        GateInput::Updated => Some(folded(desc, product, weight, gate)?),
+        GateInput::Hidden => None,
+    };
+    let common = common(desc, is_vector(desc, &[hidden, bias, residual, gate]));
+    let whole_rows = product.r.is_multiple_of(pack(desc.dtype)) && aligned(&[x.address()?]);
+    let flags = common.flags | ROWS_ONLY | if whole_rows { NARROW_VECTOR } else { 0 };
+    let first = Forward {
+        common: Common { hidden, bias, residual, gate, flags, ..common },
+        gate_bias: address(operands.gate_bias)?,
+        rows,
+        y: 0,
+        narrow: x.address()?,
+        folded: address(folded.as_ref())?,
+        r: product.r as u64,
+    };
+    let over_rows = launch(kernel(desc, &FORWARD, common.flags & VECTOR != 0)?, blocks(desc.m as u64, 1), &first);
+    if desc.kind != Kind::Small {
+        device.run(&Plan::from_iter([over_rows]))?;
+        return Ok(None);
+    }
+    let samples = Tensor::empty(device, &[desc.samples()], DType::F32)?;
+    let mean = mean(desc, operands, &samples)?;
+    device.run(&Plan::from_iter([over_rows, over_samples(desc, SAMPLES, &mean)]))?;
+    Ok(Some(samples))
+}
+
+/// `Wuᵀ w`, `[r]` in f32: head j's part from its rows of Wu and its columns of w.
+fn folded(desc: &Desc, product: Product, weight: &Tensor, gate: u64) -> Result<Tensor> {
+    let out = Tensor::empty(weight.device(), &[product.r], DType::F32)?;
+    let size = desc.dtype.size();
+    // Small's half for U.
+    let seen = gate + if desc.kind == Kind::Small { (desc.k * size) as u64 } else { 0 };
+    for Head { j, n, r } in heads(desc, product) {
+        let addresses = [seen + (j * n * size) as u64, weight.address()? + (j * n * r * size) as u64, 0];
+        let target = Target { tensor: out.slice(0, j * r, r)?, accumulate: false };
+        Gemm::new(OP, Layout::Tn, desc.dtype, [1, r, n], addresses).sum_into(weight.device(), &target)?;
+    }
+    Ok(out)
+}
+
 /// One launch for each head.
 fn fused(desc: &Desc, operands: &Operands, product: Product, [x, weight]: [&Tensor; 2], y: &Tensor) -> Result<()> {
+    let samples = if desc.kind.looks() { look(desc, operands, product, [x, weight])? } else { None };
     let (hidden, bias, residual) = (operands.hidden.address()?, address(operands.bias)?, address(operands.residual)?);
     let (gate, to) = (address(operands.gate)?, y.address()?);
     let n = desc.k / product.heads;
     // A unit must not reach into the next head.
     let vector = n.is_multiple_of(pack(desc.dtype)) && is_vector(desc, &[hidden, bias, residual, gate, to]);
-    let common = Common { hidden, bias, residual, gate, ..common(desc, vector) };
-    let forward = Forward { common, gate_bias: 0, rows: 0, y: to };
+    let samples = address(samples.as_ref())?;
+    let common = Common { hidden, bias, residual, gate, samples, ..common(desc, vector) };
+    let rows = address(operands.rows)?;
+    let forward = Forward { common, gate_bias: 0, rows, y: to, narrow: 0, folded: 0, r: 0 };
     let kernel = by_dtype(OP, desc.dtype, &UP)?;
     let addresses = [x.address()?, weight.address()?, to];
     let tiles = desc.m.div_ceil(TILE) as u64 * n.div_ceil(TILE) as u64;
@@ -219,7 +277,8 @@ fn on_rows(desc: &Desc, operands: &Operands, update: Option<&Tensor>, y: &Tensor
     let kernel = kernel(desc, &FORWARD, vector)?;
     let rows = address(operands.rows)?;
     let common = Common { hidden, update, bias, residual, gate, ..common(desc, vector) };
-    let params = Forward { common, gate_bias: address(operands.gate_bias)?, rows, y: to };
+    let gate_bias = address(operands.gate_bias)?;
+    let params = Forward { common, gate_bias, rows, y: to, narrow: 0, folded: 0, r: 0 };
     let over_rows = |params: &Forward| launch(kernel, blocks(desc.m as u64, 1), params);
     if desc.kind != Kind::Small {
         return y.device().run(&Plan::from_iter([over_rows(&params)]));
@@ -228,14 +287,7 @@ fn on_rows(desc: &Desc, operands: &Operands, update: Option<&Tensor>, y: &Tensor
     let samples_at = samples.address()?;
     let first = Forward { common: Common { flags: common.flags | ROWS_ONLY, ..common }, ..params };
     let second = Forward { common: Common { samples: samples_at, ..common }, ..params };
-    let mean = Sample {
-        rows,
-        tokens: address(operands.tokens)?,
-        samples: samples_at,
-        dl: 0,
-        count: desc.samples() as u64,
-        t: desc.tokens as u64,
-    };
+    let mean = mean(desc, operands, &samples)?;
     y.device().run(&Plan::from_iter([over_rows(&first), over_samples(desc, SAMPLES, &mean), over_rows(&second)]))
 }
 

@@ -19,8 +19,9 @@
 //! | `b` | `[k]` | as H |
 //! | `D`, `Wu` | `[.., r]`, `[k, r / heads]`: block-diagonal with more than one head, no zero stored or multiplied | as H |
 //!
-//! Of a product ([`Update::Product`]) the gate takes the sums as they come, tile by tile, and ΔH is never written; MiddleX and Small,
-//! which look at whole rows of U, write it on a GPU for as long as the call lasts. It is never kept: backward multiplies again.
+//! Of a product ([`Update::Product`]) the gate takes the sums as they come, tile by tile, and ΔH is never written. MiddleX and Small look
+//! at whole rows of U: on a GPU a pass before the product makes their logits, with `ΔH_i · w = D_i · (Wuᵀ w)`. Backward multiplies again,
+//! into memory that lasts as long as its call, where a gradient of the gate needs U.
 //!
 //! ΔH, b and R may be absent. Where the paper and its published code differ, the code's behaviour is the default: the gate of MiddleX
 //! and Small sees `U` ([`GateInput::Updated`]; the paper's figure shows `H`, [`GateInput::Hidden`]), MiddleY has no sigmoid (the figure
