@@ -142,6 +142,26 @@ const COLUMN_GATE: Family = Family {
     ],
 };
 
+const KRONECKER: Family = Family {
+    source: "kronecker.cu",
+    class: Class::Portable,
+    defines: &[("KRONECKER_THREADS", 256)],
+    kernels: &[
+        plain("kronecker_fwd_f32_t256_sm80", 48),
+        plain("kronecker_dots_f32_w32_sm80", 48),
+        plain("kronecker_left_f32_t256_sm80", 48),
+        plain("kronecker_right_f32_t256_sm80", 48),
+        plain("kronecker_fwd_f16_t256_sm80", 48),
+        plain("kronecker_dots_f16_w32_sm80", 48),
+        plain("kronecker_left_f16_t256_sm80", 48),
+        plain("kronecker_right_f16_t256_sm80", 48),
+        plain("kronecker_fwd_bf16_t256_sm80", 48),
+        plain("kronecker_dots_bf16_w32_sm80", 48),
+        plain("kronecker_left_bf16_t256_sm80", 48),
+        plain("kronecker_right_bf16_t256_sm80", 48),
+    ],
+};
+
 const SCALE_ADD: Family = Family {
     source: "scale_add.cu",
     class: Class::Portable,
@@ -277,6 +297,7 @@ pub const FAMILIES: &[Family] = &[
     FROZEN_LINEAR_HOPPER_256,
     GRANULAR_SCALE,
     GRAPH_ATTENTION,
+    KRONECKER,
     NORM,
     ONE_LAUNCH_HOPPER_128,
     ONE_LAUNCH_HOPPER_256,

@@ -1,12 +1,15 @@
-//! Activations, add, scale and multiply, gates on columns.
+//! Activations, add, scale and multiply, gates on columns, sums of Kronecker products.
 
-use graftwork::ops::{Activation, activation, column_gate, multiply, scale, scale_add};
+use graftwork::ops::{Activation, activation, column_gate, kronecker, multiply, scale, scale_add};
 
 use crate::verify::case::{Arithmetic, Case, Judge};
 
 const SHAPES: [(usize, usize); 6] = [(1, 1), (1, 3), (3, 7), (17, 33), (65, 129), (33, 1025)];
 /// Elements around a vector of 16 bytes, a warp and a block of kernels that take one element, four or eight a thread.
 const EDGES: [(usize, usize); 9] = [(0, 5), (1, 4), (1, 8), (3, 5), (1, 31), (2, 128), (1, 257), (1, 1024), (23, 89)];
+
+/// Rows and columns of a block, blocks across, rank.
+const FACTORS: [[usize; 4]; 4] = [[1, 1, 1, 1], [2, 31, 3, 2], [16, 33, 4, 1], [24, 8, 2, 3]];
 
 pub fn all() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -32,6 +35,7 @@ pub fn all() -> Vec<Case> {
             cases.push(multiplied(shape, judge));
         }
         cases.push(doubled((33, 65), judge));
+        cases.extend(FACTORS.map(|shape| made_of_factors(shape, judge)));
     }
     cases
 }
@@ -97,6 +101,20 @@ pub fn gated((m, n): (usize, usize), judge: Judge) -> Case {
         .input("x", &[m, n], Arithmetic::depth(1))
         .param("g", &[n], Arithmetic::depth(m + 1))
         .call(Arithmetic::depth(1), |tape, given| column_gate(tape, given.var("x")?, given.var("g")?))
+}
+
+/// `Σ_i A_i ⊗ (L_i R_i)`, all of them learning.
+fn made_of_factors([n, k, h, r]: [usize; 4], judge: Judge) -> Case {
+    // Each gradient sums, over what the other two factors range over, products with a sum of its own.
+    let (forward, [rule, left, right]) = (h * r, [n * k * r, h * h * k, h * h * n].map(|terms| terms + 2));
+    Case::new("kronecker", format!("{h}x{h} of {n}x{k} r={r}"), judge)
+        .limit(1)
+        .param("rule", &[h, h, h], Arithmetic::depth(rule + 3))
+        .param("left", &[n, h * r], Arithmetic::depth(left + 3))
+        .param("right", &[h * r, k], Arithmetic::depth(right + 3))
+        .call(Arithmetic::depth(forward + 3), |tape, given| {
+            kronecker(tape, given.var("rule")?, given.var("left")?, given.var("right")?)
+        })
 }
 
 fn multiplied((m, n): (usize, usize), judge: Judge) -> Case {
