@@ -3,7 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use graftwork::adapters::{LoraConfig, Trunk, parse_targets};
+use graftwork::adapters::vl_pet::{Start, Variant};
+use graftwork::adapters::{
+    AdapterConfig, CompacterConfig, LoraConfig, Sides, Trunk, VlPetConfig, VlPetDecoder, merge_all, parse_targets,
+};
 use graftwork::autograd::{Grads, Tape, Var};
 use graftwork::format::safetensors::SafeTensors;
 use graftwork::models::encoder_decoder::{EncoderDecoder, EncoderDecoderConfig, GenerateOptions, Source};
@@ -106,6 +109,10 @@ fn captions_are_those_of_transformers() {
 }
 
 #[test]
+#[cfg_attr(
+    not(all(graftwork_kernels, feature = "emulator")),
+    ignore = "this build has no kernels, or not the feature `emulator`"
+)]
 fn the_emulated_gpu_agrees() {
     let device = Device::emulated("sm_80").unwrap();
     for form in FORMS {
@@ -257,6 +264,129 @@ fn only_what_was_asked_for_learns() {
         let mut grads = Grads::zeros(&params).unwrap();
         tape.backward(&loss, &mut grads).unwrap();
         grads.audit().unwrap().require_learning().unwrap();
+    }
+}
+
+/// Gated bottlenecks in the encoder, one beside each value projection of cross-attention, the encoder's norms: as published.
+fn vl_pet(model: &mut EncoderDecoder, config: &VlPetConfig) -> ParamSet {
+    let mut builder = ParamSetBuilder::new();
+    config.attach(model, &[], &mut builder).unwrap();
+    let values = parse_targets("encoder_attn.v_proj,EncDecAttention.v").unwrap();
+    // T5's heads are narrower than its width, so its value projections are not square here.
+    let square = model.config().inner() == model.config().width;
+    if square {
+        VlPetDecoder::attach(model, &values, 2, config.start, &mut builder).unwrap();
+    } else {
+        let error = VlPetDecoder::attach(model, &values, 2, config.start, &mut builder).unwrap_err();
+        assert!(matches!(error, Error::Shape { .. }), "{error}");
+    }
+    for norm in model.norms().unwrap() {
+        norm.train(&mut builder).unwrap();
+    }
+    builder.build(&Device::cpu(), DType::F32, 0).unwrap()
+}
+
+fn small_vl_pet(variant: Variant) -> VlPetConfig {
+    let start = Start { std: 0.3, ..Start::BART };
+    VlPetConfig { rank: 4, heads: 2, gate_rank: 3, start, ..VlPetConfig::bart(variant) }
+}
+
+#[test]
+fn vl_pet_learns_where_it_is_published_to_and_nowhere_else() {
+    for form in FORMS {
+        for variant in Variant::ALL {
+            let mut fixture = Fixture::cpu(form);
+            let params = vl_pet(&mut fixture.model, &small_vl_pet(variant));
+            for param in params.params() {
+                let decoder = param.name.contains("decoder");
+                let value = param.name.contains("encoder_attn.v_proj.vl_pet");
+                assert!(!decoder || value, "{form}: {}", param.name);
+            }
+            let norms = params.params().iter().filter(|p| p.name.ends_with("norm.weight")).count();
+            let behind = usize::from(params.find("model.encoder.layernorm_embedding.weight").is_some());
+            assert_eq!(norms + behind, 2 * 2 + 1, "{form}");
+            let mut tape = Tape::deterministic(&params);
+            let loss = loss(&fixture, &mut tape);
+            let mut grads = Grads::zeros(&params).unwrap();
+            tape.backward(&loss, &mut grads).unwrap();
+            grads.audit().unwrap().require_learning().unwrap_or_else(|e| panic!("{form} {variant:?}: {e}"));
+            // A bottleneck is no matrix, so nothing becomes part of a weight.
+            let merged = merge_all(&mut fixture.model, &params);
+            assert_eq!(matches!(merged, Err(Error::Unsupported { .. })), form == "bart", "{merged:?}");
+        }
+    }
+}
+
+/// The published mean of small runs over padding too, so that more of it changes the logits; over real tokens it does not.
+#[test]
+fn padding_opens_the_gate_of_small_unless_it_is_left_out() {
+    for real_tokens in [false, true] {
+        let run = |padding: usize| {
+            let mut fixture = Fixture::cpu("bart");
+            let config = VlPetConfig { real_tokens, ..small_vl_pet(Variant::Small) };
+            let params = vl_pet(&mut fixture.model, &config);
+            let (ids, mut longer, mut keep): (Vec<i64>, _, _) = (fixture.ids.to_vec().unwrap(), Vec::new(), Vec::new());
+            for row in 0..3 {
+                longer.extend(ids[row * 5..(row + 1) * 5].iter().copied().chain(vec![1; padding]));
+                keep.extend(fixture.keep[row * 5..(row + 1) * 5].iter().copied().chain(vec![0; padding]));
+            }
+            let ids = Tensor::from_slice(&Device::cpu(), &[3, 5 + padding], &longer).unwrap();
+            let fixture = Fixture { ids, keep, ..fixture };
+            let mut tape = Tape::inference(&params);
+            let logits = fixture.model.forward(&mut tape, &fixture.source(), &fixture.decoder_ids).unwrap();
+            logits.tensor().to_f32_vec().unwrap()
+        };
+        let off = apart(&run(3), &run(0));
+        assert_eq!(off < ROUNDING, real_tokens, "{off}");
+    }
+}
+
+/// Adapters of methods that know both sides stand in the decoder too, where tokens come one by one.
+#[test]
+fn adapters_in_the_decoder_see_its_tokens_one_by_one() {
+    type Attach = fn(&mut EncoderDecoder, &mut ParamSetBuilder) -> usize;
+    let methods: [Attach; 3] = [
+        |model, params| {
+            let config = AdapterConfig { reduction: 4, ..AdapterConfig::vl_adapter() };
+            config.attach(model, params).unwrap().attached.len()
+        },
+        |model, params| {
+            let config = CompacterConfig { reduction: 4, products: 2, ..CompacterConfig::default() };
+            config.attach(model, params).unwrap().attached.len()
+        },
+        |model, params| {
+            let config = VlPetConfig { sides: Sides::Both, ..small_vl_pet(Variant::Large) };
+            config.attach(model, &[], params).unwrap().attached.len()
+        },
+    ];
+    for form in ["bart", "t5"] {
+        for attach in methods {
+            let mut fixture = Fixture::cpu(form);
+            let mut builder = ParamSetBuilder::new();
+            // Two places of each encoder layer, three of each decoder layer.
+            assert_eq!(attach(&mut fixture.model, &mut builder), 2 * 2 + 2 * 3);
+            let params = builder.build(&Device::cpu(), DType::F32, 0).unwrap();
+            for id in params.ids().collect::<Vec<_>>() {
+                let param = params.get(id).unwrap();
+                let values: Vec<f32> =
+                    graftwork::testing::normal(&param.name, param.numel()).iter().map(|v| 0.3 * v).collect();
+                params.set(id, &values).unwrap();
+            }
+            let mut tape = Tape::inference(&params);
+            let whole = fixture.model.forward(&mut tape, &fixture.source(), &fixture.decoder_ids).unwrap();
+            let whole = whole.tensor().to_f32_vec().unwrap();
+            let encoded = fixture.model.encode(&mut tape, &fixture.source()).unwrap();
+            let mut caption = fixture.model.begin(&mut tape, &encoded).unwrap();
+            let words = fixture.model.config().vocabulary;
+            for at in 0..7 {
+                let ids = fixture.decoder_ids.slice(1, at, 1).unwrap().contiguous().unwrap();
+                let got = fixture.model.extend(&mut tape, &mut caption, &ids).unwrap().tensor().to_f32_vec().unwrap();
+                for (row, got) in got.chunks(words).enumerate() {
+                    let from = (row * 7 + at) * words;
+                    assert!(apart(got, &whole[from..from + words]) < ROUNDING, "{form} {at}");
+                }
+            }
+        }
     }
 }
 

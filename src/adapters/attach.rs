@@ -88,18 +88,36 @@ pub(super) fn for_targets(
     Ok(report)
 }
 
-/// Calls `insert` on every place whose path is one of `names` or ends in one, on all if there are no names.
+/// Which halves of an encoder-decoder a method goes into. A trunk of one half is an encoder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sides {
+    #[default]
+    Encoder,
+    Both,
+}
+
+/// Calls `insert` on every place of `sides` whose path is one of `names` or ends in one, on all if there are no names.
 pub(super) fn for_places(
     trunk: &mut dyn Trunk,
     names: &[String],
+    sides: Sides,
     mut insert: impl FnMut(&mut InsertPoint) -> Result<Attached>,
 ) -> Result<AttachReport> {
     let mut report = AttachReport { sites: Sites::Places, ..AttachReport::default() };
-    for place in trunk.inserts()? {
+    let mut take = |place: &mut InsertPoint| -> Result<()> {
         if names.is_empty() || names.iter().any(|name| path_matches(place.name(), name)) {
             report.attached.push(insert(place)?);
         } else {
             report.untouched_modules.push(place.name().to_string());
+        }
+        Ok(())
+    };
+    for place in trunk.inserts()? {
+        take(place)?;
+    }
+    if sides == Sides::Both {
+        for place in trunk.decoder_inserts()? {
+            take(place)?;
         }
     }
     if report.attached.is_empty() {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::autograd::{Tape, Var};
 use crate::error::Result;
+use crate::ops::TokenWeights;
 
 /// A module after a sub-layer: a bottleneck on its output, a gate that also looks at its input. Like a
 /// [`LinearAdapter`](super::LinearAdapter) it holds ids of parameters and never changes.
@@ -13,6 +14,12 @@ pub trait Insert: fmt::Debug + Send + Sync {
     /// what it will be added to: the sub-layer's input, before the norm in a pre-norm trunk. Where a trunk computes the sub-layer of some
     /// tokens alone, these are those tokens.
     fn forward(&self, tape: &mut Tape, residual: &Var, output: &Var) -> Result<Var>;
+
+    /// The same where some tokens are padding. Only a module that mixes tokens need tell them apart.
+    fn forward_padded(&self, tape: &mut Tape, residual: &Var, output: &Var, real: &TokenWeights) -> Result<Var> {
+        let _ = real;
+        self.forward(tape, residual, output)
+    }
 }
 
 /// The place itself, with or without a module.
@@ -57,6 +64,20 @@ impl InsertPoint {
         match &self.module {
             None => Ok(output),
             Some(module) => module.forward(tape, residual, &output),
+        }
+    }
+
+    /// As [`InsertPoint::forward`], with the tokens that are no padding where there is some.
+    pub fn forward_among(
+        &self,
+        tape: &mut Tape,
+        residual: &Var,
+        output: Var,
+        real: Option<&TokenWeights>,
+    ) -> Result<Var> {
+        match (&self.module, real) {
+            (Some(module), Some(real)) => module.forward_padded(tape, residual, &output, real),
+            _ => self.forward(tape, residual, output),
         }
     }
 }

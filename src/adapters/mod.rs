@@ -8,6 +8,7 @@ mod attach;
 mod bank;
 pub mod block_sparse;
 mod bottleneck;
+mod compacter;
 mod files;
 mod graph;
 mod head;
@@ -21,9 +22,10 @@ mod sequential;
 pub mod sora;
 pub mod vl_pet;
 
-pub use attach::{AttachReport, Attached, Sites};
+pub use attach::{AttachReport, Attached, Sides, Sites};
 pub use bank::{LoraBank, LoraBankConfig, Route, SlotValues};
 pub use bottleneck::{Bottleneck, BottleneckConfig, HeadLayout};
+pub use compacter::{Compacter, CompacterConfig};
 pub use files::{adapter_file, load_adapter, native_adapter, restore_native, save_adapter};
 pub use graph::{Fusion, GaNet, GaNetConfig, GraphAttention, GraphConv, Reference};
 pub use head::{HeadInit, train_head};
@@ -46,11 +48,19 @@ pub trait Trunk {
     /// [`Error::Autograd`](crate::Error::Autograd) while a tape still holds blocks of this trunk.
     fn linears(&mut self) -> Result<Vec<&mut AdaptedLinear>>;
 
-    /// Every place after a sub-layer, in the order of the forward pass.
+    /// Every place after a sub-layer, in the order of the forward pass: those of the encoder in an encoder-decoder.
     ///
     /// # Errors
     /// As [`Trunk::linears`].
     fn inserts(&mut self) -> Result<Vec<&mut InsertPoint>>;
+
+    /// The places after the decoder's sub-layers, in a trunk that has one.
+    ///
+    /// # Errors
+    /// As [`Trunk::linears`].
+    fn decoder_inserts(&mut self) -> Result<Vec<&mut InsertPoint>> {
+        Ok(Vec::new())
+    }
 
     /// The norms that a method may let learn: those of the encoder in an encoder-decoder, none in a trunk whose norms stay frozen.
     ///

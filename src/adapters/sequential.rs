@@ -11,12 +11,12 @@
 //! | [`AdapterConfig::parallel`] | parallel, s = 4 | beside the feed-forward | ReLU | k/2 |
 //! | [`AdapterConfig::vl_adapter`] | sequential, one for all tasks | everywhere | gelu_new | k/8 |
 //!
-//! Up starts at zero, so that training starts from the trunk itself.
+//! In an encoder-decoder they stand on both sides. Up starts at zero, so that training starts from the trunk itself.
 //!
 //! Sources: Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", 2019; Pfeiffer et al., "AdapterFusion", 2021; He et al.,
 //! "Towards a Unified View of Parameter-Efficient Transfer Learning", 2022; Sung, Cho and Bansal, "VL-Adapter", 2022.
 
-use super::attach::{AttachReport, Attached, for_places};
+use super::attach::{AttachReport, Attached, Sides, for_places};
 use super::{Bottleneck, BottleneckConfig, Insert, Trunk};
 use crate::autograd::{Tape, Var};
 use crate::error::{Error, Result};
@@ -41,22 +41,23 @@ pub struct AdapterConfig {
     pub activation: Activation,
     /// Last parts of the places' paths; empty for all.
     pub places: Vec<String>,
+    pub sides: Sides,
 }
 
 impl AdapterConfig {
     pub fn houlsby() -> Self {
         let (form, places) = (AdapterForm::Sequential, Vec::new());
-        AdapterConfig { form, reduction: 16, activation: Activation::Silu, places }
+        AdapterConfig { form, reduction: 16, activation: Activation::Silu, places, sides: Sides::Both }
     }
 
     pub fn pfeiffer() -> Self {
         let (form, places) = (AdapterForm::Sequential, vec!["mlp".into()]);
-        AdapterConfig { form, reduction: 16, activation: Activation::Relu, places }
+        AdapterConfig { form, activation: Activation::Relu, places, ..AdapterConfig::houlsby() }
     }
 
     pub fn parallel() -> Self {
         let (form, places) = (AdapterForm::Parallel { scale: 4.0 }, vec!["mlp".into()]);
-        AdapterConfig { form, reduction: 2, activation: Activation::Relu, places }
+        AdapterConfig { form, reduction: 2, places, ..AdapterConfig::pfeiffer() }
     }
 
     pub fn vl_adapter() -> Self {
@@ -81,7 +82,7 @@ impl AdapterConfig {
         {
             return Err(Error::value("adapter", "scale", "a finite number", scale));
         }
-        for_places(trunk, &self.places, |point| {
+        for_places(trunk, &self.places, self.sides, |point| {
             let (module, config) = (point.name().to_string(), self.bottleneck(point.width()));
             let bottleneck = Bottleneck::declare(&format!("{module}.adapter"), &config, params)?;
             point.insert(BottleneckAdapter { bottleneck, form: self.form });

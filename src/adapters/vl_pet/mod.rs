@@ -15,8 +15,9 @@
 //! | [`Variant::MiddleY`] | z | `k` |
 //! | [`Variant::Small`] | w, c | `2k + 1` |
 //!
-//! Two ways to start, those of the published scripts. [`Start::Bart`]: every weight and z from N(0, 0.02), biases 0, so that G ≈ ½ and the
-//! wrapped layer is not the trunk's own at first. [`Start::T5`]: the up-projections, w and z at 0.
+//! Two ways to start, those of the published scripts. [`Start::BART`]: every weight and z from N(0, 0.02), biases 0, so that G ≈ ½ and the
+//! wrapped layer is not the trunk's own at first. [`Start::T5`]: the up-projections, w and z at 0. The spread 0.02 is that of trunks 768
+//! features wide; narrow ones start from a wider one.
 //!
 //! Source: Hu et al., "VL-PET: Vision-and-Language Parameter-Efficient Tuning via Granularity Control", ICCV 2023, and its code.
 
@@ -28,7 +29,7 @@ pub use budget::{Shape, finest_within};
 
 use std::str::FromStr;
 
-use super::attach::{AttachReport, Attached, for_places, for_targets};
+use super::attach::{AttachReport, Attached, Sides, for_places, for_targets};
 use super::{Bottleneck, BottleneckConfig, HeadLayout, Insert, LinearAdapter, Trunk};
 use crate::autograd::{Tape, Var};
 use crate::error::{Error, Result};
@@ -84,23 +85,24 @@ impl FromStr for Variant {
     }
 }
 
-/// Starting values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Start {
-    Bart,
-    T5,
+/// Starting values: weights from N(0, std).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Start {
+    pub std: f64,
+    /// Whether the up-projections, w and z start at 0.
+    pub zero_up: bool,
 }
 
 impl Start {
+    pub const BART: Start = Start { std: 0.02, zero_up: false };
+    pub const T5: Start = Start { std: 0.02, zero_up: true };
+
     fn down(self) -> Init {
-        Init::Normal { std: 0.02 }
+        Init::Normal { std: self.std }
     }
 
     fn up(self) -> Init {
-        match self {
-            Start::Bart => Init::Normal { std: 0.02 },
-            Start::T5 => Init::Zeros,
-        }
+        if self.zero_up { Init::Zeros } else { self.down() }
     }
 }
 
@@ -122,6 +124,10 @@ pub struct VlPetConfig {
     pub input: GateInput,
     /// Whether MiddleY's z goes through a sigmoid.
     pub sigmoid: bool,
+    /// Whether the mean of Small runs over real tokens alone, where the trunk knows of padding.
+    pub real_tokens: bool,
+    /// Published: the encoder alone.
+    pub sides: Sides,
 }
 
 impl VlPetConfig {
@@ -135,9 +141,11 @@ impl VlPetConfig {
             layout,
             gate_rank: 96,
             scale: 1.0,
-            start: Start::Bart,
+            start: Start::BART,
             input,
             sigmoid: false,
+            real_tokens: false,
+            sides: Sides::Encoder,
         }
     }
 
@@ -176,7 +184,7 @@ impl VlPetConfig {
         places: &[String],
         params: &mut ParamSetBuilder,
     ) -> Result<AttachReport> {
-        for_places(trunk, places, |point| {
+        for_places(trunk, places, self.sides, |point| {
             let module = point.name().to_string();
             point.insert(VlPetEncoder::declare(&format!("{module}.vl_pet"), point.width(), self, params)?);
             Ok(Attached { module, rank: self.rank, params: self.numel(point.width()) })
@@ -203,6 +211,7 @@ pub struct VlPetEncoder {
     scale: f64,
     input: GateInput,
     sigmoid: bool,
+    real_tokens: bool,
 }
 
 /// What a trunk can have the module do beside the gate, in the same pass.
@@ -219,8 +228,10 @@ pub struct Around<'a> {
 impl VlPetEncoder {
     /// Declares `<name>.down`, `<name>.up` and `<name>.gate…` for a sub-layer of `width` features.
     pub fn declare(name: &str, width: usize, config: &VlPetConfig, params: &mut ParamSetBuilder) -> Result<Self> {
-        if !config.scale.is_finite() {
-            return Err(Error::value(OP, "scale", "a finite number", config.scale));
+        for (argument, value) in [("scale", config.scale), ("start", config.start.std)] {
+            if !value.is_finite() {
+                return Err(Error::value(OP, argument, "a finite number", value));
+            }
         }
         let bottleneck = Bottleneck::declare(name, &config.bottleneck(width), params)?;
         let gate = format!("{name}.gate");
@@ -234,7 +245,8 @@ impl VlPetEncoder {
             Variant::MiddleY => GateParams::MiddleY(params.add(gate, &[width], config.start.up())?),
             Variant::Large => GateParams::Large(Bottleneck::declare(&gate, &config.gate_bottleneck(width), params)?),
         };
-        Ok(VlPetEncoder { bottleneck, gate, scale: config.scale, input: config.input, sigmoid: config.sigmoid })
+        let VlPetConfig { scale, input, sigmoid, real_tokens, .. } = *config;
+        Ok(VlPetEncoder { bottleneck, gate, scale, input, sigmoid, real_tokens })
     }
 
     /// `s · (H + Up(φ(Down(H)))) ⊙ G`, `[.., t, k]`, and what `around` asks for.
@@ -273,6 +285,11 @@ impl VlPetEncoder {
 impl Insert for VlPetEncoder {
     fn forward(&self, tape: &mut Tape, residual: &Var, output: &Var) -> Result<Var> {
         self.forward_with(tape, residual, output, Around::default())
+    }
+
+    fn forward_padded(&self, tape: &mut Tape, residual: &Var, output: &Var, real: &TokenWeights) -> Result<Var> {
+        let tokens = self.real_tokens.then_some(real);
+        self.forward_with(tape, residual, output, Around { tokens, ..Around::default() })
     }
 }
 

@@ -106,7 +106,7 @@ fn every_layout_and_variant_has_the_gradients_of_its_inputs_and_parameters() {
     const STEP: f32 = 1.0 / 8192.0;
     for variant in Variant::ALL {
         for layout in LAYOUTS {
-            let (set, encoder) = module(&small(variant, Start::Bart, layout));
+            let (set, encoder) = module(&small(variant, Start::BART, layout));
             let mut grads = Grads::zeros(&set).unwrap();
             loss(&set, &encoder, Some(&mut grads));
             for id in set.ids().collect::<Vec<_>>() {
@@ -134,7 +134,7 @@ fn every_layout_and_variant_has_the_gradients_of_its_inputs_and_parameters() {
 
 #[test]
 fn heads_of_the_down_projection_are_rows_of_one() {
-    let (set, encoder) = module(&small(Variant::MiddleY, Start::Bart, HeadLayout::Down));
+    let (set, encoder) = module(&small(Variant::MiddleY, Start::BART, HeadLayout::Down));
     let mut tape = Tape::inference(&set);
     let h = Var::constant(
         Tensor::from_slice(&Device::cpu(), &[2, 3, 6], &normal("h", 36).into_iter().map(f64::from).collect::<Vec<_>>())
@@ -204,7 +204,7 @@ fn what_cannot_be_is_refused() {
     assert!(text.contains("large, middle-x, middle-y or small") && text.contains("medium"), "{text}");
     let mut params = ParamSetBuilder::new();
     let mut refuse = |config: VlPetConfig| VlPetEncoder::declare("m", 6, &config, &mut params).unwrap_err().to_string();
-    let config = small(Variant::Small, Start::Bart, HeadLayout::Down);
+    let config = small(Variant::Small, Start::BART, HeadLayout::Down);
     assert!(refuse(VlPetConfig { heads: 3, ..config.clone() }).contains("a divisor of the bottleneck 4"));
     assert!(refuse(VlPetConfig { heads: 4, layout: HeadLayout::Up, ..config.clone() }).contains("of the width 6"));
     assert!(refuse(VlPetConfig { heads: 0, ..config.clone() }).contains("heads"));

@@ -4,7 +4,7 @@ use super::Order;
 use crate::adapters::{AdaptedLinear, AdaptedNorm, InsertPoint};
 use crate::autograd::{Segment, Tape, Var};
 use crate::error::Result;
-use crate::ops::{Activation, AttentionOptions, activation, attention, join, multiply, scale_add};
+use crate::ops::{Activation, AttentionOptions, TokenWeights, activation, attention, join, multiply, scale_add};
 use crate::tensor::Tensor;
 
 /// Keys and values of some tokens, `[b, s, inner]` each.
@@ -119,15 +119,15 @@ pub(super) struct EncoderLayer {
 }
 
 impl EncoderLayer {
-    fn forward(&self, tape: &mut Tape, x: &Var, mask: Option<&Tensor>) -> Result<Var> {
+    fn forward(&self, tape: &mut Tape, x: &Var, mask: Option<&Tensor>, real: Option<&TokenWeights>) -> Result<Var> {
         let x = &self.around_attention.forward(tape, x, |tape, inner| {
             let seen = self.attention.keys_values(tape, inner)?;
             let mixed = self.attention.forward(tape, inner, &seen, mask)?;
-            self.after_attention.forward(tape, x, mixed)
+            self.after_attention.forward_among(tape, x, mixed, real)
         })?;
         self.around_feed_forward.forward(tape, x, |tape, inner| {
             let out = self.feed_forward.forward(tape, inner)?;
-            self.after_feed_forward.forward(tape, x, out)
+            self.after_feed_forward.forward_among(tape, x, out, real)
         })
     }
 
@@ -152,16 +152,17 @@ impl EncoderLayer {
     }
 }
 
-/// An encoder layer with the mask of one call: what a checkpoint runs again.
+/// An encoder layer with the mask and the real tokens of one call: what a checkpoint runs again.
 #[derive(Debug)]
 pub(super) struct MaskedLayer {
     pub layer: std::sync::Arc<EncoderLayer>,
     pub mask: Option<Tensor>,
+    pub real: Option<TokenWeights>,
 }
 
 impl Segment for MaskedLayer {
     fn forward(&self, tape: &mut Tape, x: &Var) -> Result<Var> {
-        self.layer.forward(tape, x, self.mask.as_ref())
+        self.layer.forward(tape, x, self.mask.as_ref(), self.real.as_ref())
     }
 }
 
@@ -173,6 +174,8 @@ pub(super) struct DecoderLayer {
     pub around_cross: Around,
     pub feed_forward: FeedForward,
     pub around_feed_forward: Around,
+    /// After self-attention, cross-attention and feed-forward.
+    pub after: [InsertPoint; 3],
 }
 
 /// What a decoder layer sees besides its input.
@@ -187,7 +190,8 @@ pub(super) struct Seen<'a> {
 impl DecoderLayer {
     pub fn forward(&self, tape: &mut Tape, x: &Var, seen: Seen) -> Result<Var> {
         let Seen { own, own_mask, source, source_mask } = seen;
-        let x = self.around_attention.forward(tape, x, |tape, inner| {
+        let [after_attention, after_cross, after_feed_forward] = &self.after;
+        let x = &self.around_attention.forward(tape, x, |tape, inner| {
             let these = self.attention.keys_values(tape, inner)?;
             let all = match own.take() {
                 None => these,
@@ -195,11 +199,16 @@ impl DecoderLayer {
             };
             let mixed = self.attention.forward(tape, inner, &all, own_mask)?;
             *own = Some(all);
-            Ok(mixed)
+            after_attention.forward(tape, x, mixed)
         })?;
-        let x =
-            self.around_cross.forward(tape, &x, |tape, inner| self.cross.forward(tape, inner, source, source_mask))?;
-        self.around_feed_forward.forward(tape, &x, |tape, inner| self.feed_forward.forward(tape, inner))
+        let x = &self.around_cross.forward(tape, x, |tape, inner| {
+            let mixed = self.cross.forward(tape, inner, source, source_mask)?;
+            after_cross.forward(tape, x, mixed)
+        })?;
+        self.around_feed_forward.forward(tape, x, |tape, inner| {
+            let out = self.feed_forward.forward(tape, inner)?;
+            after_feed_forward.forward(tape, x, out)
+        })
     }
 
     pub fn linears(&self) -> impl Iterator<Item = &AdaptedLinear> {

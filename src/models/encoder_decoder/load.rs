@@ -150,6 +150,8 @@ impl Loader<'_> {
             around_cross: self.around(&cross_norm)?,
             feed_forward: self.feed_forward(&feed_forward, DECODER)?,
             around_feed_forward: self.around(&feed_forward_norm)?,
+            after: ["attention", "cross_attention", "mlp"]
+                .map(|part| InsertPoint::new(format!("{layer}.{part}"), self.config.width)),
         })
     }
 

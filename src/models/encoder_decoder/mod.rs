@@ -15,8 +15,8 @@
 //! | logits | `[b, n, vocabulary]` |
 //!
 //! Positions count from the first visual token on. Modules can stand after self-attention and after the feed-forward of every
-//! encoder layer (`….attention`, `….mlp`), adapters on every linear, the decoder's included. The encoder's norms can learn, the
-//! decoder's cannot.
+//! encoder layer (`….attention`, `….mlp`), and after those and cross-attention (`….cross_attention`) of every decoder layer, adapters on
+//! every linear. The encoder's norms can learn, the decoder's cannot.
 //!
 //! Keys and values of the source are computed once for a caption, those of the caption token by token ([`Caption`]): decoding one
 //! token costs one row of every product.
@@ -55,7 +55,7 @@ use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::safetensors::SafeTensors;
-use crate::ops::{embedding, join, scale, scale_add};
+use crate::ops::{TokenWeights, embedding, join, scale, scale_add};
 use crate::tensor::Tensor;
 use layers::{DecoderLayer, EncoderLayer, KeysValues, MaskedLayer, Seen};
 use load::Loader;
@@ -187,8 +187,14 @@ impl EncoderDecoder {
         let side = &self.encoder_side;
         x = self.enter(tape, side, x, 0)?;
         let mask = self.mask(side, [b, s, s], 0, keep.as_deref())?;
+        let real = |keep: &Vec<u8>| {
+            let kept: Vec<bool> = keep.iter().map(|&kept| kept != 0).collect();
+            TokenWeights::new(&self.device, [b, s], &kept, self.dtype)
+        };
+        let real = keep.as_ref().map(real).transpose()?;
         for layer in &self.encoder {
-            let segment: Arc<dyn Segment> = Arc::new(MaskedLayer { layer: layer.clone(), mask: mask.clone() });
+            let (layer, mask, real) = (layer.clone(), mask.clone(), real.clone());
+            let segment: Arc<dyn Segment> = Arc::new(MaskedLayer { layer, mask, real });
             x = tape.checkpoint(&segment, &x)?;
         }
         Ok(Encoded { states: self.leave(tape, side, x)?, keep })
@@ -336,6 +342,10 @@ impl Trunk for EncoderDecoder {
             all.extend(free(layer)?.inserts_mut());
         }
         Ok(all)
+    }
+
+    fn decoder_inserts(&mut self) -> Result<Vec<&mut InsertPoint>> {
+        Ok(self.decoder.iter_mut().flat_map(|layer| &mut layer.after).collect())
     }
 
     fn norms(&mut self) -> Result<Vec<&mut AdaptedNorm>> {

@@ -88,7 +88,7 @@ impl VlPet {
 
     fn config(&self) -> Result<VlPetConfig> {
         let start = match self.start.as_str() {
-            "bart" => Start::Bart,
+            "bart" => Start::BART,
             "t5" => Start::T5,
             got => {
                 let expected = "bart or t5".into();
