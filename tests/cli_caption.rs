@@ -36,7 +36,8 @@ fn refusal(mut command: Command) -> String {
 #[test]
 fn every_method_learns_and_is_the_same_when_loaded_back() {
     let dir = scratch("methods");
-    let (_, report) = report("--method lora,adapter,vl-adapter,vl-pet --steps 12 --batch 16 --warmup 2", &dir);
+    let (_, report) =
+        report("--method lora,adapter,vl-adapter,vl-pet,compacter --steps 12 --batch 16 --warmup 2", &dir);
     for run in report["runs"].as_array().unwrap() {
         let losses: Vec<f64> = run["losses"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
         assert!(losses[11] < 0.8 * losses[0], "{}: {losses:?}", run["method"]);
@@ -44,6 +45,29 @@ fn every_method_learns_and_is_the_same_when_loaded_back() {
     }
     // Six places of 2·(2·64·8 + 8 + 64), two value projections of half of that, seven norms.
     assert_eq!(report["runs"][3]["trainable_params"], 6 * 2192 + 2 * 1096 + 7 * 128);
+    // Twelve places of 2·(64 + 4) factors and 68 biases, on both sides, and the shared rule.
+    assert_eq!(report["runs"][4]["trainable_params"], 12 * 204 + 64);
+}
+
+/// One run prints the table of all variants; each keeps its checkpoints in a directory of its own, and goes on from there.
+#[test]
+fn variants_stand_side_by_side() {
+    let dir = scratch("variants");
+    let out = dir.join("out");
+    let line = "--method vl-pet,lora --variant large,middle-x,middle-y,small --steps 2 --batch 8 --validation";
+    let (text, first) = report(&format!("{line} --out {} --save-every 2", out.display()), &dir);
+    assert!(text.contains("2308 to train on, 568 held out"), "{text}");
+    let runs = first["runs"].as_array().unwrap();
+    let variants: Vec<&str> = runs.iter().filter_map(|run| run["recipe"]["variant"].as_str()).collect();
+    assert_eq!(variants, ["large", "middle-x", "middle-y", "small"]);
+    assert_eq!(runs.len(), 5);
+    let (_, again) = report(&format!("{line} --resume {}", out.display()).replace("--steps 2", "--steps 3"), &dir);
+    for (run, again) in runs.iter().zip(again["runs"].as_array().unwrap()) {
+        assert_eq!((&again["recipe"], again["losses"].as_array().unwrap().len()), (&run["recipe"], 3));
+    }
+    let message =
+        refusal(finetune(&format!("--method vl-pet --resume {}", out.join("vl-pet-small-r-8-h-4").display())));
+    assert!(message.contains("--validation"), "{message}");
 }
 
 #[test]
@@ -51,9 +75,11 @@ fn auto_names_its_choice_within_the_budget() {
     let line = "--method vl-pet --granularity auto --budget 5% --trial-steps 4 --steps 1 --batch 8";
     let (text, report) = report(line, &scratch("auto"));
     assert!(text.contains("large r=8 h=4: ") && text.contains("over the budget of 5.00 %"), "{text}");
+    // Large fits at a smaller rank, the others as they are.
+    assert!(text.contains("small r=8 h=4: 4.72 %"), "{text}");
     assert!(text.contains("chosen: "), "{text}");
-    let chosen = report["recipe"]["variant"].as_str().unwrap();
-    assert!(["middle-x", "middle-y", "small"].contains(&chosen), "{chosen}");
+    let trainable = report["trainable_params"].as_f64().unwrap();
+    assert!(trainable <= 0.05 * report["total_params"].as_f64().unwrap());
 }
 
 #[test]

@@ -107,6 +107,10 @@ pub struct Args {
     /// Directory of the task's data [default: the one that ships]
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
+    /// Judge by a part of the training images instead of the held-out ones: every fifth of each class, or with --task graph those without a
+    /// label. What settings are chosen by
+    #[arg(long)]
+    pub validation: bool,
     /// Score the held-out samples every N steps [default: 50 times a run with --plot, else only at its ends]
     #[arg(long, value_name = "N", value_parser = whole(1..=COUNT))]
     pub eval_every: Option<u64>,
@@ -139,6 +143,9 @@ pub struct Recipe {
     pub clip: f64,
     pub seed: u64,
     pub dtype: String,
+    /// Whether the training images were split once more.
+    #[serde(default)]
+    pub validation: bool,
     /// As it was given; what must agree is the fingerprint.
     pub trunk: PathBuf,
     /// Of the trunk's files.
@@ -210,6 +217,7 @@ impl Args {
             clip: self.clip,
             seed: self.seed,
             dtype: self.dtype.clone(),
+            validation: self.validation,
             trunk: self.trunk()?,
             trunk_fingerprint,
         })

@@ -1,5 +1,5 @@
-//! Settings that a method leaves open, chosen under a budget: each candidate that fits is trained briefly on four fifths of the training
-//! samples, and the one with the least loss on the last fifth is taken. The held-out samples are not looked at.
+//! Settings that a method leaves open, chosen under a budget: the largest candidate of each kind that fits is trained briefly on four fifths of
+//! the training samples, and the one with the least loss on the last fifth is taken. The held-out samples are not looked at.
 
 use graftwork::autograd::Tape;
 use graftwork::optim::{Decay, Schedule};
@@ -22,19 +22,21 @@ pub fn settle(recipe: Recipe, args: &Args, task: &dyn Task, device: &Device, int
         if args.budget.is_none() {
             return Ok(recipe);
         }
-        candidates.push(recipe.settings());
+        candidates.push(vec![recipe.settings()]);
     }
     let budget = args.budget.unwrap_or(1.0);
     let (mut fitting, mut least) = (Vec::new(), f64::INFINITY);
-    for settings in candidates {
-        let Value::Object(settings) = settings else { continue };
-        let candidate = Recipe { settings, ..recipe.clone() };
-        let adapted = Adapted::fresh(&candidate, task, device)?;
-        let share = adapted.params.numel() as f64 / adapted.total_params() as f64;
-        least = least.min(share);
-        if share <= budget {
-            fitting.push((candidate, adapted, share));
-        } else {
+    for kind in candidates {
+        for settings in kind {
+            let Value::Object(settings) = settings else { continue };
+            let candidate = Recipe { settings, ..recipe.clone() };
+            let adapted = Adapted::fresh(&candidate, task, device)?;
+            let share = adapted.params.numel() as f64 / adapted.total_params() as f64;
+            least = least.min(share);
+            if share <= budget {
+                fitting.push((candidate, adapted, share));
+                break;
+            }
             say!("{}: {} trainable, over the budget of {}", adapted.method.note(), percent(share), percent(budget));
         }
     }

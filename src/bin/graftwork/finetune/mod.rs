@@ -17,12 +17,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 pub use args::Args;
-use args::Recompute;
+use args::{Recipe, Recompute};
 use graftwork::device::on_workers;
 use graftwork::{Device, Error, Result};
 use lock::Lock;
 use model::Adapted;
 use report::{Report, RunReport};
+use serde_json::Value;
 use tasks::Task;
 use train::Trainer;
 
@@ -42,7 +43,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(study) = entry.study {
         return study(args, &device);
     }
-    let task = (entry.open)(args.data.as_deref().unwrap_or(Path::new(entry.data)))?;
+    let task = (entry.open)(args.data.as_deref().unwrap_or(Path::new(entry.data)), args.validation)?;
     say!("{}: {}; trunk {}; device {}", task.title(), task.about(), args.trunk()?.display(), device.name());
     for path in args.json.iter().chain(&args.plot) {
         output::probe(path)?;
@@ -58,8 +59,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let interrupt = train::Interrupt::install();
     let mut runs = Vec::new();
-    for method in &args.method {
-        let run = on_workers(|| one(args, method, &*task, &device, &interrupt))?;
+    for planned in plan(args, &*task)? {
+        let run = on_workers(|| one(args, planned, &*task, &device, &interrupt))?;
         let stopped = run.interrupted;
         runs.push(run);
         if stopped {
@@ -78,21 +79,60 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }
 
-/// One method from start to reloaded adapter.
-fn one(args: &Args, method: &str, task: &dyn Task, device: &Device, interrupt: &train::Interrupt) -> Result<RunReport> {
-    let place = |dir: &Option<PathBuf>| dir.as_deref().map(|dir| method_dir(dir, method, args.method.len()));
+/// A run that was asked for.
+struct Planned {
+    recipe: Recipe,
+    /// Its directory within those of several runs.
+    part: Option<String>,
+}
+
+/// One run for each method, or for each of the settings that its options name.
+fn plan(args: &Args, task: &dyn Task) -> Result<Vec<Planned>> {
+    let mut recipes = Vec::new();
+    for method in &args.method {
+        // A resumed run has its trunk told by its checkpoint.
+        let recipe = match &args.resume {
+            Some(_) => args.recipe_on(method, String::new(), task.samples())?,
+            None => args.recipe(method, task)?,
+        };
+        let each = recipe.method()?.each()?;
+        if each.is_empty() {
+            recipes.push((method.clone(), recipe));
+            continue;
+        }
+        for settings in each {
+            let Value::Object(settings) = settings else { continue };
+            let recipe = Recipe { settings, ..recipe.clone() };
+            let name = recipe.method()?.note().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+            recipes.push((format!("{method}-{name}"), recipe));
+        }
+    }
+    let several = recipes.len() > 1;
+    Ok(recipes.into_iter().map(|(part, recipe)| Planned { recipe, part: several.then_some(part) }).collect())
+}
+
+/// A run from start to reloaded adapter.
+fn one(
+    args: &Args,
+    planned: Planned,
+    task: &dyn Task,
+    device: &Device,
+    interrupt: &train::Interrupt,
+) -> Result<RunReport> {
+    let Planned { recipe, part } = planned;
+    let place = |dir: &Option<PathBuf>| dir.as_deref().map(|dir| part.as_ref().map_or(dir.into(), |p| dir.join(p)));
     let resumed = place(&args.resume);
     // A resumed run goes on in its own directory unless told otherwise.
     let out = place(&args.out).or_else(|| resumed.as_deref().map(resume::run_directory));
     // Before anything is read there; a directory that is not there yet has no other run.
     let mut lock = out.as_deref().filter(|dir| dir.is_dir()).map(Lock::take).transpose()?;
     let mut trainer = match &resumed {
-        Some(dir) => resume::resume(dir, args, method, task, device)?,
+        Some(dir) => resume::resume(dir, args, &recipe, task, device)?,
         None => {
             if let Some(dir) = &out {
                 resume::require_no_checkpoints(dir)?;
             }
-            let recipe = choose::settle(args.recipe(method, task)?, args, task, device, interrupt)?;
+            let recipe = choose::settle(recipe, args, task, device, interrupt)?;
             let pace = args.pace(&recipe, task.samples())?;
             Trainer::start(Adapted::fresh(&recipe, task, device)?, recipe, pace, task.samples())?
         }
@@ -118,11 +158,6 @@ fn one(args: &Args, method: &str, task: &dyn Task, device: &Device, interrupt: &
     let reloaded = Adapted::reload(saved_to.path(), &recipe, task, device)?.scores()?;
     drop(lock);
     Ok(RunReport::new(&trainer, task.title(), trained, [before, after, reloaded], all_tracked, out))
-}
-
-/// A directory per method when several are compared.
-fn method_dir(dir: &Path, method: &str, methods: usize) -> PathBuf {
-    if methods > 1 { dir.join(method) } else { dir.to_path_buf() }
 }
 
 /// The run's own directory, or one that is removed afterwards: the adapter is saved and loaded back either way.

@@ -128,6 +128,7 @@ pub const TRAINING: Read = Read::always(&[
     "dtype",
     "budget",
     "trial_steps",
+    "validation",
     "recompute",
     "out",
     "save_every",

@@ -8,7 +8,6 @@ use graftwork::{Device, Error, Result};
 use serde_json::Value;
 
 use super::args::{Args, Pace, Recipe};
-use super::methods;
 use super::model::Adapted;
 use super::options;
 use super::tasks::{self, Task};
@@ -59,7 +58,7 @@ pub fn require_no_checkpoints(dir: &Path) -> Result<()> {
 }
 
 /// The newest complete checkpoint in `dir`, or `dir` itself if it is one, ready to train on.
-pub fn resume(dir: &Path, args: &Args, method: &str, task: &dyn Task, device: &Device) -> Result<Trainer> {
+pub fn resume(dir: &Path, args: &Args, planned: &Recipe, task: &dyn Task, device: &Device) -> Result<Trainer> {
     let path = if is_checkpoint(dir) { dir.to_path_buf() } else { newest(dir)? };
     let saved = Checkpoint::load(&path, device)?;
     let mut recipe: Recipe = from_value(&path, &saved.state.config)?;
@@ -68,7 +67,12 @@ pub fn resume(dir: &Path, args: &Args, method: &str, task: &dyn Task, device: &D
     }
     let Course { mut pace, history } = from_value(&path, &saved.state.schedule)?;
     require_in_range(&path, &recipe, &pace)?;
-    hold_to_what_was_given(&path, args, method, &recipe, &pace, task.samples())?;
+    hold_to_what_was_given(&path, args, planned, &recipe, &pace)?;
+    if recipe.validation != args.validation {
+        let with = if recipe.validation { "with" } else { "without" };
+        let reason = format!("was made {with} --validation; go on {with} it");
+        return Err(Error::File { path, reason });
+    }
     if tasks::fingerprint(&recipe.trunk, task.trunk_files())? != recipe.trunk_fingerprint {
         let reason =
             format!("was trained on another trunk than {}; pass --trunk DIR of that one", recipe.trunk.display());
@@ -100,16 +104,18 @@ pub fn resume(dir: &Path, args: &Args, method: &str, task: &dyn Task, device: &D
 
 fn newest(dir: &Path) -> Result<PathBuf> {
     let Some(latest) = checkpoint::latest(dir)? else {
-        let below: Vec<String> = methods::ALL
-            .iter()
-            .map(|method| dir.join(method.name))
-            .filter(|run| run.is_dir())
+        let mut below: Vec<String> = std::fs::read_dir(dir)
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|run| matches!(checkpoint::latest(run), Ok(Some(_))))
             .map(|run| run.display().to_string())
             .collect();
+        below.sort_unstable();
         let hint = if below.is_empty() {
             "start a run with --out DIR --save-every N".to_string()
         } else {
-            format!("it compares methods; resume one of {}", below.join(", "))
+            format!("it compares runs; resume one of {}", below.join(", "))
         };
         return Err(Error::File { path: dir.into(), reason: format!("holds no checkpoint; {hint}") });
     };
@@ -139,16 +145,9 @@ fn require_in_range(path: &Path, recipe: &Recipe, pace: &Pace) -> Result<()> {
 }
 
 /// A resumed run has the recipe of its checkpoint. An option on the command line that says otherwise is an error, not ignored.
-fn hold_to_what_was_given(
-    path: &Path,
-    args: &Args,
-    method: &str,
-    recipe: &Recipe,
-    pace: &Pace,
-    samples: usize,
-) -> Result<()> {
-    let asked =
-        Recipe { trunk: recipe.trunk.clone(), ..args.recipe_on(method, recipe.trunk_fingerprint.clone(), samples)? };
+fn hold_to_what_was_given(path: &Path, args: &Args, planned: &Recipe, recipe: &Recipe, pace: &Pace) -> Result<()> {
+    let (trunk, trunk_fingerprint) = (recipe.trunk.clone(), recipe.trunk_fingerprint.clone());
+    let asked = Recipe { trunk, trunk_fingerprint, ..planned.clone() };
     let (asked, saved) = (as_value(path, &asked)?, as_value(path, recipe)?);
     let mut differ: Vec<String> = args
         .given

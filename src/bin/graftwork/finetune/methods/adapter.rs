@@ -1,6 +1,6 @@
-//! Adapters without a gate: bottlenecks as published by four papers, and scales of columns.
+//! Adapters without a gate: bottlenecks as published by five papers, and scales of columns.
 
-use graftwork::adapters::{AdapterConfig, Ia3Config, SsfConfig, Trunk, parse_targets};
+use graftwork::adapters::{AdapterConfig, CompacterConfig, Ia3Config, SsfConfig, Trunk, parse_targets};
 use graftwork::tensor::ParamSetBuilder;
 use graftwork::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,14 @@ pub const VL_ADAPTER: Entry = Entry {
     reads: &[Read::always(&["reduction"])],
     settings: |o, _| to_value(&Adapter { adapter: "vl-adapter".into(), reduction: o.adapter.reduction }),
     open: open::<Adapter>,
+};
+
+pub const COMPACTER: Entry = Entry {
+    name: "compacter",
+    about: "Bottlenecks whose weights are sums of Kronecker products with a shared factor",
+    reads: &[Read::always(&["reduction", "products", "product_rank"])],
+    settings: |o, _| Compacter::from(&o.adapter),
+    open: open::<Compacter>,
 };
 
 pub const IA3: Entry = Entry {
@@ -53,6 +61,12 @@ pub struct AdapterOptions {
     /// Width of the trunk over that of the bottleneck [default: as published]
     #[arg(long, value_parser = size(1..=WIDTH))]
     pub reduction: Option<usize>,
+    /// Kronecker products that a weight of compacter is the sum of; they divide the trunk's width
+    #[arg(long, default_value_t = 4, value_parser = size(1..=64))]
+    pub products: usize,
+    /// Rank of each product's second factor
+    #[arg(long, default_value_t = 1, value_parser = size(1..=WIDTH))]
+    pub product_rank: usize,
     /// Linears that (IA)³ scales; fc2 at its input
     #[arg(long, default_value = "k_proj,v_proj,fc2")]
     pub ia3_targets: String,
@@ -96,6 +110,33 @@ impl Method for Adapter {
             Some(reduction) => format!("{} 1/{reduction}", self.adapter),
             None => self.adapter.clone(),
         }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Compacter {
+    reduction: Option<usize>,
+    products: usize,
+    product_rank: usize,
+}
+
+impl Compacter {
+    fn from(options: &AdapterOptions) -> Result<Value> {
+        let AdapterOptions { reduction, products, product_rank, .. } = *options;
+        to_value(&Compacter { reduction, products, product_rank })
+    }
+}
+
+impl Method for Compacter {
+    fn attach(&self, trunk: &mut dyn Trunk, params: &mut ParamSetBuilder) -> Result<String> {
+        let published = CompacterConfig::default();
+        let reduction = self.reduction.unwrap_or(published.reduction);
+        let config = CompacterConfig { reduction, products: self.products, rank: self.product_rank, ..published };
+        Ok(config.attach(trunk, params)?.to_string())
+    }
+
+    fn note(&self) -> String {
+        format!("{} products r={}", self.products, self.product_rank)
     }
 }
 

@@ -33,6 +33,7 @@ pub const ALL: &[Entry] = &[
     vl_pet::ENTRY,
     adapter::ADAPTER,
     adapter::VL_ADAPTER,
+    adapter::COMPACTER,
     adapter::IA3,
     adapter::SSF,
     block_sparse::ENTRY,
@@ -84,8 +85,14 @@ pub trait Method: Send + Sync {
     /// The cell of the table that says what the adapter is: `r=8 on 4 linears`.
     fn note(&self) -> String;
 
-    /// The settings to choose among, if these leave something open.
-    fn candidates(&self) -> Result<Vec<Value>> {
+    /// The settings that these stand for, where they name several: each is a run of its own.
+    fn each(&self) -> Result<Vec<Value>> {
+        Ok(Vec::new())
+    }
+
+    /// The settings to choose among, if these leave something open: lists of ever smaller ones, of each of which the first that fits a budget
+    /// is tried.
+    fn candidates(&self) -> Result<Vec<Vec<Value>>> {
         Ok(Vec::new())
     }
 

@@ -2,7 +2,7 @@
 //! projection of each cross-attention, and the encoder's norms learn.
 
 use graftwork::adapters::vl_pet::{Start, Variant};
-use graftwork::adapters::{HeadLayout, Trunk, VlPetConfig, VlPetDecoder};
+use graftwork::adapters::{HeadLayout, Sides, Trunk, VlPetConfig, VlPetDecoder};
 use graftwork::format::peft::Modules;
 use graftwork::tensor::ParamSetBuilder;
 use graftwork::{Error, Result};
@@ -10,19 +10,33 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Entry, Method, open, to_value};
-use crate::finetune::options::{ABOVE_0, Read, WIDTH, number, size};
+use crate::finetune::options::{ABOVE_0, FROM_0, Read, WIDTH, number, size};
 
 pub const ENTRY: Entry = Entry {
     name: "vl-pet",
     about: "Bottlenecks after each sub-layer, behind a gate of chosen granularity",
-    reads: &[Read::always(&["variant", "bottleneck", "heads", "head_layout", "gate_rank", "gate_scale", "start"])],
+    reads: &[Read::always(&[
+        "variant",
+        "bottleneck",
+        "heads",
+        "head_layout",
+        "gate_rank",
+        "gate_scale",
+        "start",
+        "start_std",
+        "value_rank",
+        "decoder_places",
+        "real_tokens",
+        "frozen_norms",
+    ])],
     settings: |o, _| VlPet::from(&o.vl_pet),
     open: open::<VlPet>,
 };
 
 #[derive(clap::Args)]
 pub struct VlPetOptions {
-    /// What the gate tells apart: values (large), tokens (middle-x), features (middle-y) or samples (small); auto tries them
+    /// What the gate tells apart: values (large), tokens (middle-x), features (middle-y) or samples (small). Several, separated by commas,
+    /// are trained one after another and compared; auto tries all, each at the largest ranks up to those given that --budget allows
     #[arg(long, alias = "granularity", default_value = "large")]
     pub variant: String,
     /// Rank of each bottleneck
@@ -43,6 +57,21 @@ pub struct VlPetOptions {
     /// Starting values as published for bart (all small) or t5 (updates at zero)
     #[arg(long, default_value = "bart")]
     pub start: String,
+    /// Spread of the starting values; 0.02 is published, for trunks of 768 features
+    #[arg(long, default_value_t = 0.02, value_parser = number(FROM_0))]
+    pub start_std: f64,
+    /// Rank of the bottlenecks beside the values of cross-attention [default: as --bottleneck]
+    #[arg(long, value_parser = size(1..=WIDTH))]
+    pub value_rank: Option<usize>,
+    /// Gated bottlenecks after the decoder's sub-layers too
+    #[arg(long)]
+    pub decoder_places: bool,
+    /// The gate of small looks at real tokens alone; published: at padding too
+    #[arg(long)]
+    pub real_tokens: bool,
+    /// Keep the encoder's norms frozen
+    #[arg(long)]
+    pub frozen_norms: bool,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -54,9 +83,18 @@ struct VlPet {
     gate_rank: usize,
     gate_scale: f64,
     start: String,
+    start_std: f64,
+    value_rank: usize,
+    decoder_places: bool,
+    real_tokens: bool,
+    frozen_norms: bool,
 }
 
 const FINEST: &str = "large";
+/// In place of a variant: whichever does best.
+const OPEN: &str = "auto";
+/// Steps by which a budget makes ranks smaller.
+const PARTS: usize = 8;
 
 /// The value projections of cross-attention in BART and in T5.
 const CROSS_VALUES: [&str; 2] = ["encoder_attn.v_proj", "EncDecAttention.v"];
@@ -71,15 +109,31 @@ impl VlPet {
             gate_rank: options.gate_rank.unwrap_or(options.bottleneck),
             gate_scale: options.gate_scale,
             start: options.start.clone(),
+            start_std: options.start_std,
+            value_rank: options.value_rank.unwrap_or(options.bottleneck),
+            decoder_places: options.decoder_places,
+            real_tokens: options.real_tokens,
+            frozen_norms: options.frozen_norms,
         };
-        // Whatever is chosen, the rest has to fit it.
-        let variant = if vl_pet.is_open() { FINEST } else { &vl_pet.variant };
-        vl_pet.with(variant).config()?;
+        for variant in vl_pet.variants() {
+            // Whatever is chosen, the rest has to fit it.
+            let open = variant == OPEN && variant == vl_pet.variant;
+            vl_pet.with(if open { FINEST } else { variant }).config()?;
+        }
         to_value(&vl_pet)
     }
 
-    fn is_open(&self) -> bool {
-        self.variant == "auto"
+    fn variants(&self) -> impl Iterator<Item = &str> {
+        self.variant.split(',').map(str::trim)
+    }
+
+    /// The same with every rank times `part / PARTS`, and as many heads as divide what is left.
+    fn shrunk(&self, part: usize) -> VlPet {
+        let rank = |rank: usize| (rank * part).div_ceil(PARTS).max(1);
+        let bottleneck = rank(self.bottleneck);
+        let heads = (1..=self.heads).rev().find(|heads| bottleneck.is_multiple_of(*heads)).unwrap_or(1);
+        let (gate_rank, value_rank) = (rank(self.gate_rank), rank(self.value_rank));
+        VlPet { bottleneck, heads, gate_rank, value_rank, ..self.clone() }
     }
 
     fn with(&self, variant: &str) -> VlPet {
@@ -95,13 +149,16 @@ impl VlPet {
                 return Err(Error::Value { op: "finetune", argument: "start", expected, got: got.into() });
             }
         };
+        let sides = if self.decoder_places { Sides::Both } else { Sides::Encoder };
         Ok(VlPetConfig {
             rank: self.bottleneck,
             heads: self.heads,
             layout: self.head_layout.parse::<HeadLayout>()?,
             gate_rank: self.gate_rank,
             scale: self.gate_scale,
-            start,
+            start: Start { std: self.start_std, ..start },
+            real_tokens: self.real_tokens,
+            sides,
             ..VlPetConfig::bart(self.variant.parse::<Variant>()?)
         })
     }
@@ -112,13 +169,13 @@ impl Method for VlPet {
         let config = self.config()?;
         let mut summary = config.attach(trunk, &[], params)?.to_string();
         let values = Modules::Names(CROSS_VALUES.map(String::from).to_vec());
-        match VlPetDecoder::attach(trunk, &values, self.bottleneck, config.start, params) {
+        match VlPetDecoder::attach(trunk, &values, self.value_rank, config.start, params) {
             Ok(report) => summary += &format!("; beside values of {} cross-attentions", report.attached.len()),
             // A trunk without cross-attention.
             Err(Error::NoMatch { .. }) => {}
             Err(other) => return Err(other),
         }
-        let norms = trunk.norms()?;
+        let norms = if self.frozen_norms { Vec::new() } else { trunk.norms()? };
         if !norms.is_empty() {
             summary += &format!("; {} norms learn", norms.len());
         }
@@ -132,8 +189,17 @@ impl Method for VlPet {
         format!("{} r={} h={}", self.variant, self.bottleneck, self.heads)
     }
 
-    fn candidates(&self) -> Result<Vec<Value>> {
-        let open = if self.is_open() { &Variant::ALL[..] } else { &[] };
-        open.iter().map(|variant| to_value(&self.with(variant.name()))).collect()
+    fn each(&self) -> Result<Vec<Value>> {
+        let several = self.variants().nth(1).is_some();
+        self.variants().filter(|_| several).map(|variant| to_value(&self.with(variant))).collect()
+    }
+
+    fn candidates(&self) -> Result<Vec<Vec<Value>>> {
+        let open = if self.variant == OPEN { &Variant::ALL[..] } else { &[] };
+        let ever_smaller = |variant: &Variant| {
+            let whole = self.with(variant.name());
+            (1..=PARTS).rev().map(|part| to_value(&whole.shrunk(part))).collect()
+        };
+        open.iter().map(ever_smaller).collect()
     }
 }

@@ -32,8 +32,8 @@ pub struct Entry {
     pub methods: &'static [&'static str],
     /// The options that it reads, beside those of the methods. Others are refused.
     pub reads: &'static [Read],
-    /// Reads the data from a directory.
-    pub open: fn(&Path) -> Result<Box<dyn Task>>,
+    /// Reads the data from a directory, to be judged by a part of the training samples if the second argument says so.
+    pub open: fn(&Path, bool) -> Result<Box<dyn Task>>,
     /// Runs a task that is not one training but many, compared: in place of all else.
     pub study: Option<fn(&Args, &Device) -> Result<ExitCode>>,
 }

@@ -94,6 +94,11 @@ impl Captions {
         Ok(captions)
     }
 
+    /// As [`Digits::judged_within`].
+    pub fn judged_within(self, validation: bool) -> Self {
+        Captions { images: self.images.judged_within(validation), ..self }
+    }
+
     /// One sample for each image and style.
     pub fn len(&self, part: Part) -> usize {
         self.part(part).len() * self.styles.len()

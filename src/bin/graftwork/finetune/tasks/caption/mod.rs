@@ -24,7 +24,7 @@ pub const ENTRY: Entry = Entry {
     data: "data/captions",
     methods: &["lora"],
     reads: &[TRAINING],
-    open: |dir| Ok(Box::new(Job(Arc::new(Captions::load(dir)?)))),
+    open: |dir, validation| Ok(Box::new(Job(Arc::new(Captions::load(dir)?.judged_within(validation))))),
     study: None,
 };
 

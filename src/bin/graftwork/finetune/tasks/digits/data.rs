@@ -36,18 +36,33 @@ impl Digits {
             return Err(Error::File { path, reason });
         }
         let images: Vec<u8> = images.to_vec()?;
-        let mut digits = Digits { train: Samples::default(), test: Samples::default() };
-        let mut seen = [0usize; 256];
+        let mut all = Samples::default();
         for (image, &label) in images.chunks_exact(SIDE * SIDE).zip(&labels) {
-            let index = seen[usize::from(label)];
-            seen[usize::from(label)] += 1;
             if classes.contains(&label) {
-                let part = if index % 5 == 4 { &mut digits.test } else { &mut digits.train };
-                part.pixels.extend(image.iter().map(|&p| f32::from(p) / 8.0 - 1.0));
-                part.labels.push(i64::from(label - classes.start));
+                all.pixels.extend(image.iter().map(|&p| f32::from(p) / 8.0 - 1.0));
+                all.labels.push(i64::from(label - classes.start));
             }
         }
-        Ok(digits)
+        Ok(Digits::split(&all))
+    }
+
+    /// Within each class, in order, every fifth image is held out.
+    fn split(all: &Samples) -> Self {
+        let mut digits = Digits { train: Samples::default(), test: Samples::default() };
+        let mut seen = std::collections::HashMap::new();
+        for (i, &label) in all.labels.iter().enumerate() {
+            let index = seen.entry(label).or_insert(0usize);
+            let part = if *index % 5 == 4 { &mut digits.test } else { &mut digits.train };
+            *index += 1;
+            part.pixels.extend(all.pixels(i));
+            part.labels.push(label);
+        }
+        digits
+    }
+
+    /// With `validation` the training images are split once more and the held-out ones are left alone: what settings are chosen by.
+    pub fn judged_within(self, validation: bool) -> Self {
+        if validation { Digits::split(&self.train) } else { self }
     }
 }
 

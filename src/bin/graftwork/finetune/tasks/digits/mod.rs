@@ -23,7 +23,7 @@ pub const ENTRY: Entry = Entry {
     data: "data/digits",
     methods: &["lora"],
     reads: &[TRAINING],
-    open: |dir| Ok(Box::new(Job(Arc::new(Digits::load(dir, 5..10)?)))),
+    open: |dir, validation| Ok(Box::new(Job(Arc::new(Digits::load(dir, 5..10)?.judged_within(validation))))),
     study: None,
 };
 

@@ -30,7 +30,7 @@ pub const ENTRY: Entry = Entry {
     data: "data/digits",
     methods: &["ga-net", "linear-probe"],
     reads: &[Read::always(&["labels", "seeds", "threshold", "top_k", "weighted", "noise", "validation"])],
-    open: |_| Err(not_stepwise()),
+    open: |_, _| Err(not_stepwise()),
     study: Some(run),
 };
 
@@ -62,9 +62,6 @@ pub struct GraphOptions {
     /// Share of the words that are replaced by nonsense, from 0 to 1
     #[arg(long, default_value_t = 0.0, value_parser = number((Bound::Included(0.0), Bound::Included(1.0))))]
     pub noise: f64,
-    /// Judge by the training images without a label instead of the held-out ones: what recipes are chosen by
-    #[arg(long)]
-    pub validation: bool,
 }
 
 #[derive(Serialize)]
@@ -119,7 +116,7 @@ fn run(args: &Args, device: &Device) -> Result<ExitCode> {
     let joined =
         |threshold| CosineOptions { threshold, top_k: options.top_k, symmetric: true, weighted: options.weighted };
     let study = |learner, labels, threshold, noise, seeds| {
-        let judge = if options.validation { Judge::Unlabelled } else { Judge::HeldOut };
+        let judge = if args.validation { Judge::Unlabelled } else { Judge::HeldOut };
         let recipe = Recipe { learner, labels, options: joined(threshold), noise, judge };
         on_workers(|| study::over_seeds(&nodes, &recipe, args.seed..args.seed.saturating_add(seeds)))
     };
@@ -128,7 +125,7 @@ fn run(args: &Args, device: &Device) -> Result<ExitCode> {
         threshold: options.threshold,
         noise: options.noise,
         seeds: options.seeds,
-        judged: if options.validation { "training images without a label" } else { "held-out images" },
+        judged: if args.validation { "training images without a label" } else { "held-out images" },
         edges: nodes.graph(&joined(options.threshold), options.noise, args.seed)?.edges(),
         samples: nodes.train.len(),
         rows: Vec::new(),
