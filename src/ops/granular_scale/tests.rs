@@ -1,10 +1,12 @@
 use super::*;
 use crate::autograd::Grads;
 use crate::device::Device;
-use crate::ops::check::{STORED, constant, draw, draw_integers, wide};
+use crate::ops::check::{STORED, constant, device, draw, draw_integers, floats, on_each_device, wide};
 use crate::ops::scale_add;
 use crate::tensor::ParamSet;
 use crate::testing::{compare, gradient};
+
+on_each_device!(golden_values_of_the_method, golden_values_on_a_product);
 
 /// A variant with its switches, as data.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -134,68 +136,53 @@ fn a_wrong_gate_is_rejected() {
     }
 }
 
-/// `U = [[1, 2], [3, 4]]`, `R = [[0, 1], [1, 0]]`, s = 1 and no biases, as in `golden_values`.
-fn golden(
-    device: &Device,
-    dtype: DType,
-    gate: impl Fn(&[Var; 2], &dyn Fn(&[usize], &[f64]) -> Var) -> Vec<f64>,
-) -> Vec<f64> {
-    let make = |dims: &[usize], values: &[f64]| {
-        Var::constant(constant(dims, values, dtype).tensor().to_device(device).unwrap())
-    };
-    let operands = [make(&[1, 2, 2], &[1.0, 2.0, 3.0, 4.0]), make(&[1, 2, 2], &[0.0, 1.0, 1.0, 0.0])];
-    gate(&operands, &make)
-}
-
-fn golden_values(device: &Device, dtype: DType) {
-    let params = ParamSet::none(device, dtype).unwrap();
-    let run = |options: &GranularScale, u: &Var| {
-        let mut tape = Tape::inference(&params);
-        granular_scale(&mut tape, u, options).unwrap().tensor().to_f64_vec().unwrap()
-    };
-    let close = |got: Vec<f64>, want: [f64; 4]| {
+/// The method's golden values: `U = [[1, 2], [3, 4]]`, `R = [[0, 1], [1, 0]]`, s = 1 and no biases. `run` gates U by what it is given.
+fn golden_values(dtype: DType, run: impl Fn(&GranularScale) -> Vec<f64>) {
+    let close = |gate: Gate, want: [f64; 4]| {
+        let r = constant(&[1, 2, 2], &[0.0, 1.0, 1.0, 0.0], dtype);
+        let got = run(&GranularScale { residual: Some(&r), ..GranularScale::new(gate) });
         // The gates are given to six digits; a value rounded to storage is off by its rounding unit, twice where logits are.
         let near = |i: usize| (got[i] - want[i]).abs() <= 5e-7 * (i + 1) as f64 + 2.0 * dtype.unit_roundoff() * want[i];
-        assert!((0..4).all(near), "{device:?} {dtype}: {got:?} for {want:?}");
+        assert!((0..4).all(near), "{dtype}: {got:?} for {want:?}");
     };
-    let y = golden(device, dtype, |[u, _], make| {
-        run(&GranularScale::new(Gate::MiddleY { offset: &make(&[2], &[0.5, -0.25]), sigmoid: false }), u)
-    });
-    close(y, [1.5, 1.5, 4.5, 3.0]);
-    let y = golden(device, dtype, |[u, r], make| {
-        let (weight, bias) = (&make(&[2], &[1.0, -1.0]), &make(&[1], &[0.0]));
-        let gate = Gate::MiddleX { weight, bias, input: GateInput::Updated };
-        run(&GranularScale { residual: Some(r), ..GranularScale::new(gate) }, u)
-    });
-    close(y, [0.119203, 0.238406, 1.5, 2.0]);
-    let y = golden(device, dtype, |[u, r], make| {
-        let (weight, bias) = (&make(&[4], &[1.0, 0.0, 0.0, -0.5]), &make(&[1], &[0.0]));
-        let gate = Gate::Small { weight, bias, input: GateInput::Updated, tokens: None };
-        run(&GranularScale { residual: Some(r), ..GranularScale::new(gate) }, u)
-    });
+    let make = |values: &[f64]| constant(&[values.len()], values, dtype);
+    let (input, bias) = (GateInput::Updated, &make(&[0.0]));
+    close(Gate::MiddleY { offset: &make(&[0.5, -0.25]), sigmoid: false }, [1.5, 1.5, 4.5, 3.0]);
+    close(Gate::MiddleX { weight: &make(&[1.0, -1.0]), bias, input }, [0.119203, 0.238406, 1.5, 2.0]);
     // Both logits are −1.
-    let g = 0.268941;
-    close(y, [g, 2.0 * g, 3.0 * g, 4.0 * g]);
-    let y = golden(device, dtype, |[u, _], make| {
-        // gelu_new(R Wgdᵀ) Wguᵀ with Wgd = [1, 1] and Wgu = (1, −1): ±gelu_new(1) in both rows.
-        let x = 0.841_192;
-        run(&GranularScale::new(Gate::Large { logits: &make(&[1, 2, 2], &[x, -x, x, -x]) }), u)
-    });
-    close(y, [0.698716, 0.602568, 2.096149, 1.205135]);
+    let (weight, g) = (&make(&[1.0, 0.0, 0.0, -0.5]), 0.268941);
+    close(Gate::Small { weight, bias, input, tokens: None }, [g, 2.0 * g, 3.0 * g, 4.0 * g]);
+    // gelu_new(R Wgdᵀ) Wguᵀ with Wgd = [1, 1] and Wgu = (1, −1): ±gelu_new(1) in both rows.
+    let x = 0.841_192;
+    let logits = &constant(&[1, 2, 2], &[x, -x, x, -x], dtype);
+    close(Gate::Large { logits }, [0.698716, 0.602568, 2.096149, 1.205135]);
 }
 
-#[test]
+const U: [f64; 4] = [1.0, 2.0, 3.0, 4.0];
+
 fn golden_values_of_the_method() {
-    for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
-        golden_values(&Device::cpu(), dtype);
+    for dtype in floats() {
+        let params = ParamSet::none(&device(), dtype).unwrap();
+        golden_values(dtype, |options| {
+            let mut tape = Tape::inference(&params);
+            let u = constant(&[1, 2, 2], &U, dtype);
+            granular_scale(&mut tape, &u, options).unwrap().tensor().to_f64_vec().unwrap()
+        });
     }
 }
 
-#[test]
-#[cfg_attr(not(all(graftwork_kernels, feature = "emulator")), ignore = "this build has no kernels or no emulator")]
-fn golden_values_of_the_method_emulated() {
-    for dtype in STORED {
-        golden_values(&Device::emulated("sm_80").unwrap(), dtype);
+/// U as the product with an identity, so that it is gated where it is made.
+fn golden_values_on_a_product() {
+    for dtype in floats() {
+        let params = ParamSet::none(&device(), dtype).unwrap();
+        golden_values(dtype, |options| {
+            let mut tape = Tape::inference(&params);
+            let (h, x) = (constant(&[1, 2, 2], &[0.0; 4], dtype), constant(&[1, 2, 2], &U, dtype));
+            let weight = constant(&[2, 2], &[1.0, 0.0, 0.0, 1.0], dtype);
+            let update = Some(Update::Product { x: &x, weight: &weight, heads: 1 });
+            let options = GranularScale { update, ..*options };
+            granular_scale(&mut tape, &h, &options).unwrap().tensor().to_f64_vec().unwrap()
+        });
     }
 }
 
