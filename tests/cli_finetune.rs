@@ -78,7 +78,12 @@ fn a_resumed_run_equals_one_that_never_stopped() {
     let common = "--batch 64 --accumulate 2 --warmup 3";
     let cases = [
         ("lora", format!("{common} --dropout 0.1 --steps 9"), "--steps 5", "--steps 9"),
-        ("cosine", format!("{common} --dropout 0.1 --rank 3 --targets all-linear --epochs 2"), "--steps 5", "--epochs 2"),
+        (
+            "cosine",
+            format!("{common} --dropout 0.1 --rank 3 --targets all-linear --epochs 2"),
+            "--steps 5",
+            "--epochs 2",
+        ),
         ("probe", format!("{common} --method linear-probe --steps 9"), "--steps 5", "--method linear-probe --steps 9"),
     ];
     for (name, whole, first, rest) in cases {

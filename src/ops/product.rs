@@ -244,7 +244,10 @@ static TILES: [Tile; 2] = [
             per_dtype!("frozen_linear_tn", "128x128x32", "64x64x16"),
         ],
         riding: [per_dtype!("ride_nt", "128x128x32", "64x64x16"), per_dtype!("ride_nn", "128x128x32", "64x64x16")],
-            segmented: [per_dtype!("segments_nt", "128x128x32", "64x64x16"), per_dtype!("segments_nn", "128x128x32", "64x64x16")],
+        segmented: [
+            per_dtype!("segments_nt", "128x128x32", "64x64x16"),
+            per_dtype!("segments_nn", "128x128x32", "64x64x16"),
+        ],
     },
     Tile {
         name: "64x64",
@@ -256,7 +259,10 @@ static TILES: [Tile; 2] = [
             per_dtype!("frozen_linear_tn", "64x64x32", "64x64x16"),
         ],
         riding: [per_dtype!("ride_nt", "64x64x32", "64x64x16"), per_dtype!("ride_nn", "64x64x32", "64x64x16")],
-            segmented: [per_dtype!("segments_nt", "64x64x32", "64x64x16"), per_dtype!("segments_nn", "64x64x32", "64x64x16")],
+        segmented: [
+            per_dtype!("segments_nt", "64x64x32", "64x64x16"),
+            per_dtype!("segments_nn", "64x64x32", "64x64x16"),
+        ],
     },
 ];
 

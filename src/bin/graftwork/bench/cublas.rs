@@ -95,7 +95,8 @@ impl Call {
         let operation = lt::create_matmul_desc(compute, sys::cudaDataType::CUDA_R_32F)
             .map_err(|e| refused("cublasLtMatmulDescCreate", &e))?;
         let call = Call { operation, w: layout(k, n)?, x: layout(k, m)?, y: layout(n, m)? };
-        let transposed = sys::cublasOperation_t::CUBLAS_OP_T;
+        // CUBLAS_OP_T, an enumeration that the bindings of this library leave out.
+        let transposed = 1i32;
         let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA;
         // SAFETY: the descriptor lives; the attribute is read from a value of the type and size that the library knows for it.
         unsafe {
@@ -115,11 +116,11 @@ impl Call {
         let preference = lt::create_matmul_pref().map_err(|e| refused("cublasLtMatmulPreferenceCreate", &e))?;
         let attribute = sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
         let mut found = [const { MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit() }; CANDIDATES];
-        let mut count = 0;
+        let (mut count, workspace) = (0, WORKSPACE);
         // SAFETY: 1. handle, descriptors and preference live; 2. the attribute's value has its type and size; 3. there is room for as many
         // results as are asked for, and `count` says how many were written.
         let outcome = unsafe {
-            lt::set_matmul_pref_attribute(preference, attribute, (&raw const WORKSPACE).cast(), size_of::<usize>())
+            lt::set_matmul_pref_attribute(preference, attribute, (&raw const workspace).cast(), size_of_val(&workspace))
                 .and_then(|()| {
                     sys::cublasLtMatmulAlgoGetHeuristic(
                         handle,
