@@ -19,7 +19,6 @@
 // dk, dv:  rows are keys, columns queries: dk += dSᵀ Q, dv += Pᵀ dy.
 // Every sum has a fixed order; nothing is added atomically. Limited by f32 multiply-adds.
 
-#include "ptx/store.cuh"
 #include "tile/elements.cuh"
 #include "tile/gradient.cuh"
 
@@ -104,8 +103,8 @@ __device__ __forceinline__ void load_tile(float* tile, const T* from, int first,
             if (first + row < n && column < p.d) tile::load<T, N>(from + (first + row) * width + column, values);
 #pragma unroll
             for (int i = 0; i < N; i += 4)
-                ptx::store_shared_16(tile + row * LD + column + i,
-                                     make_float4(values[i], values[i + 1], values[i + 2], values[i + 3]));
+                *reinterpret_cast<float4*>(tile + row * LD + column + i) =
+                    make_float4(values[i], values[i + 1], values[i + 2], values[i + 3]);
         }
     } else {
         for (int e = threadIdx.x; e < ROWS * D; e += THREADS) {

@@ -22,8 +22,10 @@ DONE:"
         }
         // Nobody has written the words of the first buffer.
         "initcheck" => "ld.global.u32 %r3, [%rd1]; st.global.u32 [%rd2], %r3;",
-        // A barrier that half of the warp goes around.
-        "synccheck" => "@%p2 bra DONE;\nbar.sync 0;\nDONE:\nst.global.u32 [%rd2], %r1;",
+        // The halves of a warp meet barriers in two places.
+        "synccheck" => {
+            "@%p2 bra OTHER;\nbar.sync 0;\nbra DONE;\nOTHER:\nbar.sync 0;\nDONE:\nst.global.u32 [%rd2], %r1;"
+        }
         _ => return None,
     };
     let text = format!(
