@@ -16,6 +16,12 @@ use crate::device::{Mat, MatMut, gemm};
 
 /// Ranks above this fill the panels of a general product.
 const NARROW: usize = 16;
+
+/// Whether a product with this extent is one of those that are taken row by row.
+pub(crate) fn is_narrow(rank: usize) -> bool {
+    rank <= NARROW
+}
+
 /// Columns that are summed at once.
 const COLUMNS: usize = 64;
 /// Rows whose products are summed before they are joined to others', and the most such parts. Constants, so that the order of a sum

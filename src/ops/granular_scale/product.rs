@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::ops::host::{In, Out, Real, with_real};
 use crate::ops::product::{Layout, Product as Gemm};
 use crate::ops::scale_add::into_dtype;
+use crate::ops::thin::{self, Lies};
 use crate::tensor::Tensor;
 
 /// Where one head lies: its number, columns of ΔH and of D.
@@ -27,6 +28,11 @@ pub(super) fn heads(desc: &Desc, product: Product) -> impl Iterator<Item = Head>
 /// Columns `j·cols ..` of row-major rows of `width`.
 pub(super) fn columns<T>(data: &[T], j: usize, rows: usize, cols: usize, width: usize) -> Mat<'_, T> {
     Mat { data: &data[j * cols..], rows, cols, row_stride: width, col_stride: 1 }
+}
+
+/// Whether one dense product is what [`thin`] is for. Heads lie between columns of others.
+fn is_thin(product: Product) -> bool {
+    product.heads == 1 && thin::is_narrow(product.r)
 }
 
 /// ΔH of one head on a GPU.
@@ -58,6 +64,11 @@ fn on_cpu<T: Real>(desc: &Desc, product: Product, x: &Tensor, weight: &Tensor, o
     let (x, weight) = (In::<T>::of(OP, x)?, In::<T>::of(OP, weight)?);
     let mut out = Out::<T>::of(OP, out)?;
     let (m, k) = (desc.m, desc.k);
+    if is_thin(product) {
+        out.fill(T::of(0.0));
+        thin::expand(&mut out, &x, Mat::new(&weight, k, product.r).t(), T::of(1.0));
+        return out.finish();
+    }
     for Head { j, n, r } in heads(desc, product) {
         let to = MatMut { data: &mut out[j * n..], rows: m, cols: n, row_stride: k };
         let up = Mat::new(&weight[j * n * r..], n, r).t();
@@ -109,6 +120,10 @@ fn input_gradient(desc: &Desc, product: Product, du: &Tensor, weight: &Tensor, t
 fn input_on_cpu<T: Real>(desc: &Desc, product: Product, du: &Tensor, weight: &Tensor, target: &Target) -> Result<()> {
     let (du, weight) = (In::<T>::of(OP, du)?, In::<T>::of(OP, weight)?);
     let mut out = Out::<T>::into(OP, target)?;
+    if is_thin(product) && !target.accumulate {
+        thin::project(&mut out, &du, Mat::new(&weight, desc.k, product.r).t());
+        return out.finish();
+    }
     let keep = target.accumulate.then(|| T::of(1.0));
     for Head { j, n, r } in heads(desc, product) {
         let to = MatMut { data: &mut out[j * r..], rows: desc.m, cols: r, row_stride: product.r };
@@ -134,10 +149,15 @@ fn weight_gradient(desc: &Desc, product: Product, du: &Tensor, x: &Tensor, targe
 fn weight_on_cpu<T: Real>(desc: &Desc, product: Product, du: &Tensor, x: &Tensor, target: &Target) -> Result<()> {
     let (du, x) = (In::<T>::of(OP, du)?, In::<T>::of(OP, x)?);
     let mut out = Out::<T>::into(OP, target)?;
+    let (m, k) = (desc.m, desc.k);
+    if is_thin(product) {
+        let (x, du) = (Mat::new(&x, m, product.r), Mat::new(&du, m, k));
+        thin::gather(&mut out, Lies::Transposed, target.accumulate, x, du, T::of(1.0));
+        return out.finish();
+    }
     let keep = target.accumulate.then(|| T::of(1.0));
     for Head { j, n, r } in heads(desc, product) {
         let to = MatMut::new(&mut out[j * n * r..(j + 1) * n * r], n, r);
-        let (m, k) = (desc.m, desc.k);
         gemm(to, keep, columns(&du, j, m, n, k).t(), columns(&x, j, m, r, product.r), T::of(1.0));
     }
     out.finish()

@@ -166,7 +166,8 @@ mod tests {
     #[test]
     fn gradients_agree_with_central_differences() {
         let values = |name, len| normal(name, len).into_iter().map(f64::from).collect();
-        for (m, n, k) in [(4, 3, 5), (1, 1, 1), (7, 2, 3)] {
+        // Narrow on either side, on both, and on none.
+        for (m, n, k) in [(4, 3, 5), (1, 1, 1), (5, 2, 19), (5, 18, 3), (3, 18, 17)] {
             let inputs =
                 [(&[m, k][..], values("x", m * k)), (&[n, k][..], values("w", n * k)), (&[n][..], values("b", n))];
             gradient::check(&inputs, None, |tape, v| linear(tape, &v[0], &v[1], Some(&v[2]))).unwrap();
