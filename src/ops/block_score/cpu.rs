@@ -43,11 +43,10 @@ pub fn norms<T: Real>(
 }
 
 pub fn score<T: Real>(desc: &Sampled, dy: &Tensor, x: &Tensor, weight: Option<&Tensor>, target: &Target) -> Result<()> {
-    let (dy, x) = (In::<T>::of(desc.op, dy)?, In::<T>::of(desc.op, x)?);
     let weight = weight.map(|w| In::<T>::of(desc.op, w)).transpose()?;
     let weight: Option<&[T]> = weight.as_deref();
     let mut out = Out::<T>::into(desc.op, target)?;
-    let operands = Operands::new(desc, &dy, &x);
+    let operands = Operands::new(desc, dy, x)?;
     let ([n, k], b, topology) = (desc.pattern.shape(), desc.pattern.block(), desc.pattern.topology());
     out.par_iter_mut().enumerate().for_each_init(
         || vec![T::of(0.0); b * b],

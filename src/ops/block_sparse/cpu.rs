@@ -1,37 +1,42 @@
 //! The reference: tiles of sums over a line's blocks, shared out so that threads have equal work whatever the rows look like.
 
 mod panels;
+mod stored;
 
 use rayon::prelude::*;
 
 use self::panels::{COLS, Panels, ROWS, tile};
+use self::stored::{Held, Stored, View};
 use super::desc::{Dense, Sampled, Side};
 use crate::autograd::Target;
-use crate::device::{Mat, MatMut};
+use crate::device::MatMut;
 use crate::error::Result;
-use crate::ops::host::{In, Out, Real};
+use crate::ops::host::{Out, Real};
 use crate::tensor::Tensor;
 use crate::tensor::block_sparse::{DIRECT, Item, Topology};
 
 pub fn dense<T: Real>(desc: &Dense, values: &Tensor, dense: &Tensor, target: &Target) -> Result<()> {
-    let dense = In::<T>::of(desc.op, dense)?;
+    let dense = Held::<T>::of(desc.op, dense)?;
     let mut out = Out::<T>::into(desc.op, target)?;
-    dense_into(desc, values, &dense, &mut out, target.accumulate)?;
+    stored_into(desc, values, dense.stored(), &mut out, target.accumulate)?;
     out.finish()
 }
 
 /// As [`dense`] on slices: added to `out` if `keep`.
 pub fn dense_into<T: Real>(desc: &Dense, values: &Tensor, dense: &[T], out: &mut [T], keep: bool) -> Result<()> {
-    let values = In::<T>::of(desc.op, values)?;
+    stored_into(desc, values, Stored::Wide(dense), out, keep)
+}
+
+fn stored_into<T: Real>(
+    desc: &Dense,
+    values: &Tensor,
+    operand: Stored<'_, T>,
+    out: &mut [T],
+    keep: bool,
+) -> Result<()> {
+    let values = Held::<T>::of(desc.op, values)?;
     let [lines, depth] = desc.lines_and_depth();
-    // op(D), as the product reads it.
-    let stored = if desc.dense_t == (desc.side == Side::Left) {
-        Mat::new(dense, desc.m, depth)
-    } else {
-        Mat::new(dense, depth, desc.m)
-    };
-    let operand = if desc.dense_t { stored.t() } else { stored };
-    let call = Call { desc, values: &values, operand, lines, depth, keep };
+    let call = Call { desc, values: values.stored(), operand, lines, depth, keep };
     match desc.side {
         Side::Right => call.right(out),
         Side::Left => call.left(out),
@@ -42,8 +47,8 @@ pub fn dense_into<T: Real>(desc: &Dense, values: &Tensor, dense: &[T], out: &mut
 /// One product on slices.
 struct Call<'a, T> {
     desc: &'a Dense,
-    values: &'a [T],
-    operand: Mat<'a, T>,
+    values: Stored<'a, T>,
+    operand: Stored<'a, T>,
     lines: usize,
     depth: usize,
     keep: bool,
@@ -53,7 +58,7 @@ impl<T: Real> Call<'_, T> {
     /// Y `[m, lines]`: threads share the rows of D, so that all have every block to do.
     fn right(&self, out: &mut [T]) {
         let (b, m, lines) = (self.desc.pattern.block(), self.desc.m, self.lines);
-        let rows = Panels::of(1, [self.depth, m], ROWS, |_| self.operand.t());
+        let rows = self.operand(ROWS);
         let values = self.values(COLS);
         let offsets = self.offsets();
         let rows_each = m.div_ceil(8).next_multiple_of(ROWS).min(32 * ROWS);
@@ -93,7 +98,7 @@ impl<T: Real> Call<'_, T> {
                 Some((item, slot.take()?))
             })
             .collect();
-        let columns = Panels::of(1, [self.depth, m], COLS, |_| self.operand);
+        let columns = self.operand(COLS);
         let values = self.values(ROWS);
         tasks.into_par_iter().for_each(|(item, out)| {
             let (_, height) = self.line(item.line);
@@ -147,13 +152,18 @@ impl<T: Real> Call<'_, T> {
         (e, at, b.min(self.depth - at))
     }
 
+    /// The dense operand, with its rows along the sum.
+    fn operand(&self, width: usize) -> Panels<T> {
+        let m = self.desc.m;
+        let along = self.desc.dense_t == (self.desc.side == Side::Left);
+        let view = View::new(0, m, if along { self.depth } else { m }, along);
+        Panels::of(self.operand, 1, [self.depth, m], width, |_| view)
+    }
+
     /// The blocks, each with its rows along the sum and its columns along the line.
     fn values(&self, width: usize) -> Panels<T> {
-        let b = self.desc.pattern.block();
-        Panels::of(self.desc.pattern.nnz(), [b, b], width, |e| {
-            let block = Mat::new(&self.values[e * b * b..(e + 1) * b * b], b, b);
-            if self.desc.by_column() { block } else { block.t() }
-        })
+        let (b, along) = (self.desc.pattern.block(), !self.desc.by_column());
+        Panels::of(self.values, self.desc.pattern.nnz(), [b, b], width, |e| View::new(e * b * b, b, b, along))
     }
 }
 
@@ -163,9 +173,8 @@ fn place<T>(data: &mut [T], rest: [usize; 2], row_stride: usize) -> MatMut<'_, T
 }
 
 pub fn sampled<T: Real>(desc: &Sampled, a: &Tensor, b: &Tensor, target: &Target) -> Result<()> {
-    let (a, b) = (In::<T>::of(desc.op, a)?, In::<T>::of(desc.op, b)?);
     let mut out = Out::<T>::into(desc.op, target)?;
-    let operands = Operands::new(desc, &a, &b);
+    let operands = Operands::<T>::new(desc, a, b)?;
     let (topology, edge) = (desc.pattern.topology(), desc.pattern.block());
     out.par_chunks_mut(edge * edge).enumerate().for_each(|(e, block)| {
         operands.block(topology, e, target.accumulate, block, T::of(desc.scale));
@@ -185,17 +194,20 @@ pub(crate) struct Operands<T> {
 }
 
 impl<T: Real> Operands<T> {
-    pub fn new(desc: &Sampled, a: &[T], b: &[T]) -> Self {
+    pub fn new(desc: &Sampled, a: &Tensor, b: &Tensor) -> Result<Self> {
+        let (a, b) = (Held::of(desc.op, a)?, Held::of(desc.op, b)?);
         let ([n, k], m, edge) = (desc.pattern.shape(), desc.m, desc.pattern.block());
-        let a = if desc.a_t { Mat::new(a, m, n) } else { Mat::new(a, n, m).t() };
-        let b = if desc.b_t { Mat::new(b, k, m).t() } else { Mat::new(b, m, k) };
-        let row_of_blocks =
-            |i: usize| Mat { data: &a.data[i * edge * a.col_stride..], cols: edge.min(n - i * edge), ..a };
-        Operands {
-            a: Panels::of(n.div_ceil(edge), [m, edge], ROWS, row_of_blocks),
-            b: Panels::of(1, [m, k], COLS, |_| b),
+        // Both with their rows along m.
+        let row_of_blocks = |i: usize| {
+            let (start, cols) = (i * edge, edge.min(n - i * edge));
+            if desc.a_t { View::new(start, cols, n, false) } else { View::new(start * m, cols, m, true) }
+        };
+        let columns = View::new(0, k, if desc.b_t { m } else { k }, desc.b_t);
+        Ok(Operands {
+            a: Panels::of(a.stored(), n.div_ceil(edge), [m, edge], ROWS, row_of_blocks),
+            b: Panels::of(b.stored(), 1, [m, k], COLS, |_| columns),
             m,
-        }
+        })
     }
 
     /// Block e of the product, `out [b, b]`. What lies beyond the edge becomes zero, unless it is kept.

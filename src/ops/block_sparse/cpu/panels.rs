@@ -19,7 +19,8 @@
 
 use rayon::prelude::*;
 
-use crate::device::{Mat, MatMut};
+use super::stored::{Stored, View};
+use crate::device::MatMut;
 use crate::ops::host::{Real, fuses, vectorised};
 
 /// Extents of a tile. With one register of 16 `f32` in a row, or two of 8, six rows are about as many sums as a core has under way, and
@@ -37,16 +38,17 @@ pub(in crate::ops::block_sparse) struct Panels<T> {
 
 impl<T: Real> Panels<T> {
     /// Of `count` matrices of `[depth, at most cols]`.
-    pub fn of<'a>(
+    pub fn of(
+        stored: Stored<'_, T>,
         count: usize,
         [depth, cols]: [usize; 2],
         width: usize,
-        matrix: impl Fn(usize) -> Mat<'a, T> + Sync,
+        matrix: impl Fn(usize) -> View + Sync,
     ) -> Self {
         let panels = cols.div_ceil(width);
         let mut data = vec![T::of(0.0); count * panels * depth * width];
         data.par_chunks_mut((depth * width).max(1)).enumerate().for_each(|(i, to)| {
-            fill(to, width, matrix(i / panels), i % panels * width);
+            stored.fill(to, width, matrix(i / panels), i % panels * width);
         });
         Panels { data, panels, depth, width }
     }
@@ -55,24 +57,6 @@ impl<T: Real> Panels<T> {
     pub fn steps(&self, matrix: usize, panel: usize, (start, len): (usize, usize)) -> &[T] {
         let first = (matrix * self.panels + panel) * self.depth + start;
         &self.data[first * self.width..(first + len) * self.width]
-    }
-}
-
-/// Columns `first ..` of a matrix, as far as it has them.
-fn fill<T: Copy>(to: &mut [T], width: usize, from: Mat<'_, T>, first: usize) {
-    let cols = width.min(from.cols.saturating_sub(first));
-    if cols == 0 {
-        return;
-    }
-    for (p, step) in to.chunks_mut(width).enumerate() {
-        let row = &from.data[p * from.row_stride + first * from.col_stride..];
-        if from.col_stride == 1 {
-            step[..cols].copy_from_slice(&row[..cols]);
-        } else {
-            for (c, s) in step[..cols].iter_mut().enumerate() {
-                *s = row[c * from.col_stride];
-            }
-        }
     }
 }
 
