@@ -14,4 +14,12 @@ __device__ __forceinline__ void stmatrix_x4(void* row, uint32_t w0, uint32_t w1,
                  : "memory");
 }
 
+// The same of each matrix's transpose: row l % 8 of matrix l / 8 gets what column l % 8 of the registers is.
+__device__ __forceinline__ void stmatrix_x4_trans(void* row, uint32_t w0, uint32_t w1, uint32_t w2, uint32_t w3) {
+    const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(w0), "r"(w1),
+                 "r"(w2), "r"(w3)
+                 : "memory");
+}
+
 }  // namespace ptx

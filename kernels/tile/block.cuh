@@ -1,7 +1,7 @@
 // What the block-sparse kernels share: parameters, and how a tile finds its elements. BLOCK is the edge of a block.
 //
 //   dense:    Y = scale · op(D) · op(S), or its transpose          a tile: 128 of m by one line of blocks
-//   sampled:  V = scale · op(A) · op(B) at the blocks              a tile: one row of blocks by 128 columns gathered from it
+//   sampled:  V = scale · op(A) · op(B) at the blocks              a tile: one row of blocks by 128 columns of a strip gathered from it
 //
 // Both are products of a tall tile (M side: 128 of m, or gathered columns) and a short one (N side: b wide), the N side being
 // blocks of values or a strip of A. What lies along the sum, or beside the M side, is gathered through index arrays.
@@ -27,6 +27,9 @@ enum BlockFlag : uint32_t {
     // dense: Y is [lines, m] instead of [m, lines].
     LINES_FIRST = 32,
 };
+
+// Columns that a strip gathers at most.
+constexpr uint32_t STRIP = 256;
 
 struct DenseParams {
     const void* values;
@@ -184,26 +187,30 @@ struct SampledWork {
     size_t end;
     size_t piece;
     size_t top;
-    // First of its columns of the strip, and of its rows of the block.
+    // First of its columns of the first block, and of its rows.
     uint32_t across;
     uint32_t within;
 
     __device__ __forceinline__ SampledWork(const SampledParams& p, int bm, int bn) {
-        const uint32_t parts_m = 128 / bm, parts_n = BLOCK / bn;
+        const uint32_t parts_m = STRIP / bm, parts_n = BLOCK / bn;
         uint32_t tile = blockIdx.x;
         within = tile % parts_n * bn;
         tile /= parts_n;
         across = tile % parts_m * bm;
         tile /= parts_m;
         strip = p.strips[tile % p.count];
+        // Of the strip, what begins with this tile's first block.
+        const uint32_t passed = across / BLOCK;
+        strip.y += passed;
+        strip.z = strip.z > passed ? strip.z - passed : 0;
+        across %= BLOCK;
         piece = tile / p.count;
         begin = piece * p.split;
         end = begin + p.split < p.m ? begin + p.split : p.m;
         top = static_cast<size_t>(strip.x) * BLOCK;
     }
 
-    // Blocks that this tile computes: those from the first that `across` falls in, as far as they exist.
-    __device__ __forceinline__ bool idle() const { return across / BLOCK >= strip.z; }
+    __device__ __forceinline__ bool idle() const { return strip.z == 0; }
 
     // N neighbouring sums from (column c of the strip, row r of the block) on, along the columns: all of one block.
     template <int N>

@@ -130,11 +130,11 @@ struct SampledFma {
     static __device__ __forceinline__ void run(const SampledParams& p, float* shared) {
         const SampledWork<float> work(p, Tile::BM, Tile::BN);
         if (work.idle()) return;
-        const uint32_t count = work.strip.z, slot_before = work.across / B;
+        const uint32_t count = work.strip.z;
         uint32_t columns[SLOTS];
 #pragma unroll
         for (int i = 0; i < SLOTS; ++i)
-            columns[i] = p.columns[work.strip.y + (slot_before + i < count ? slot_before + i : slot_before)];
+            columns[i] = p.columns[work.strip.y + (i < count ? i : 0)];
         const float* a = static_cast<const float*>(p.a);
         const float* b = static_cast<const float*>(p.b);
         const size_t top = work.top + work.within;
@@ -142,12 +142,12 @@ struct SampledFma {
         const auto read = [&](typename Tile::TileA& gathered, typename Tile::TileB& strip, uint32_t step) {
             const size_t first = work.begin + static_cast<size_t>(step) * Tile::BK;
             gathered.gather(p.flags & VECTOR_SECOND, [&](int r, int c) {
-                const uint32_t column = work.across % B + (B_T ? r : c), slot = column / B;
+                const uint32_t column = work.across + (B_T ? r : c), slot = column / B;
                 const size_t at = static_cast<size_t>(pick(columns, slot)) * B + column % B;
                 const size_t token = first + (B_T ? c : r);
                 const int exists = B_T ? (at < p.k ? clamp_left(work.end, token, 4) : 0)
                                        : (token < work.end ? clamp_left(p.k, at, 4) : 0);
-                return Place<float>{b + (B_T ? at * p.m + token : token * p.k + at), slot_before + slot < count ? exists : 0};
+                return Place<float>{b + (B_T ? at * p.m + token : token * p.k + at), slot < count ? exists : 0};
             });
             strip.gather(p.flags & VECTOR_FIRST, [&](int r, int c) {
                 const int row = A_T ? c : r;

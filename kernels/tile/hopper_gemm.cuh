@@ -63,9 +63,16 @@ static_assert(sizeof(HopperGemmParams) == 768 && offsetof(HopperGemmParams, bias
                   offsetof(HopperGemmParams, pairs) == 680 && offsetof(HopperGemmParams, out_scale) == 712,
               "five maps, then HopperGemmParams of src/ops/product/hopper.rs");
 
+// Nothing rides.
+struct HopperNoRide {
+    static constexpr bool PRESENT = false;
+};
+
 template <typename T, bool B_TRANSPOSED, int BN, int STAGES>
 struct HopperGemm {
-    static constexpr int BM = 128, BAND = 8, CLUSTER = 2;
+    using Element = T;
+    static constexpr bool TRANSPOSED = B_TRANSPOSED;
+    static constexpr int BM = 128, COLS = BN, BAND = 8, CLUSTER = 2;
     static constexpr uint16_t BOTH_BLOCKS = 3;
     // A panel is 64 lines of 128 bytes: 64 of k for each of 64 rows or, of a transposed operand, 64 rows for each of 64 of k.
     static constexpr int PANEL = 64 * 128, A_BYTES = BM / 64 * PANEL, STAGE_BYTES = A_BYTES + BN / 64 * PANEL;
@@ -84,7 +91,9 @@ struct HopperGemm {
         col = static_cast<int32_t>(within / height * BN);
     }
 
-    static __device__ __forceinline__ void run(const HopperGemmParams& p, unsigned char* shared) {
+    // `ride` brings further stages after those of the low-rank product: see tile/hopper_ride.cuh.
+    template <typename Ride = HopperNoRide>
+    static __device__ __forceinline__ void run(const HopperGemmParams& p, unsigned char* shared, const Ride& ride = Ride{}) {
         const Stages ring(shared, shared + STAGES * STAGE_BYTES + OUT_BYTES);
         const uint32_t rank = ptx::cluster_ctarank(), first = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
         const uint32_t all = p.pairs * p.columns;
@@ -96,6 +105,7 @@ struct HopperGemm {
                     int32_t row, col;
                     corner(p, pair, rank, row, col);
                     fetch(ring, at, &p.a1, &p.b1, (p.low_steps * MMA_K + STEP - 1) / STEP, rank, row, col);
+                    if constexpr (Ride::PRESENT) ride.fetch(ring, at, rank, row, col);
                     fetch(ring, at, &p.a2, &p.b2, p.steps, rank, row, col);
                 }
             }
@@ -108,10 +118,10 @@ struct HopperGemm {
                 int32_t row, col;
                 corner(p, pair, rank, row, col);
                 // Told apart here, with all that follows: where sums of two origins met, ptxas would make every product wait.
-                if (p.low_steps > 0) {
-                    make_tile<true>(p, ring, at, panels, row, col, group);
+                if (Ride::PRESENT || p.low_steps > 0) {
+                    make_tile<true>(p, ring, at, panels, row, col, group, ride);
                 } else {
-                    make_tile<false>(p, ring, at, panels, row, col, group);
+                    make_tile<false>(p, ring, at, panels, row, col, group, ride);
                 }
             }
             Out::drain();
@@ -120,9 +130,9 @@ struct HopperGemm {
     }
 
     // Consumer: this warpgroup's part of one tile.
-    template <bool LOW>
+    template <bool LOW, typename Ride>
     static __device__ __forceinline__ void make_tile(const HopperGemmParams& p, const Stages& ring, At& at, unsigned char* panels,
-                                                     int32_t row, int32_t col, int group) {
+                                                     int32_t row, int32_t col, int group, const Ride& ride) {
         const Finish<T> finish{static_cast<const T*>(p.bias), static_cast<const T*>(p.held), p.m, p.n, p.out_scale};
         const int32_t own = row + group * 64 + threadIdx.x / 32 % 4 * PANEL_ROWS;
         float sums[BN / 2];
@@ -130,6 +140,7 @@ struct HopperGemm {
             multiply_low(ring, at, sums, p.low_steps, group);
             scale_low(p, sums, own, col);
         }
+        if constexpr (Ride::PRESENT) ride.multiply(ring, at, sums, col, group);
         multiply<LOW>(ring, at, sums, p.steps, group);
         Out::template store<0>(panels, &p.out, finish, sums, own, col);
     }
@@ -198,6 +209,7 @@ struct HopperGemm {
                                                         int group) {
 #pragma unroll
         for (int i = 0; i < BN / 2; ++i) sums[i] = 0.0f;
+        if (steps == 0) return;
         int k = 0;
         ring.await(at);
 #pragma unroll 1
@@ -220,22 +232,10 @@ struct HopperGemm {
     // Consumer: all steps of the other product, on top of the sums or, if not ADD, in their place.
     template <bool ADD>
     static __device__ __forceinline__ void multiply(const Stages& ring, At& at, float (&sums)[BN / 2], uint32_t steps, int group) {
-        At before = at;
-        for (uint32_t step = 0; step < steps; ++step, at.advance()) {
-            ring.await(at);
-            ptx::wgmma_fence();
+        ring.multiply(at, steps, [&](uint32_t step) {
 #pragma unroll
             for (int k = 0; k < STEP / MMA_K; ++k) start(ring, at, sums, k, group, ADD || step > 0 || k > 0);
-            ptx::wgmma_commit_group();
-            // One step stays under way; the one before it is done with its stage.
-            ptx::wgmma_wait_group<1>();
-            if (step > 0) {
-                ring.release(before);
-                before.advance();
-            }
-        }
-        ptx::wgmma_wait_group<0>();
-        ring.release(before);
+        });
     }
 };
 

@@ -23,6 +23,10 @@ constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
 // Elements of the sum that one stage covers, and that one wgmma does.
 constexpr int STEP = 64, MMA_K = 16;
 
+// How the lines of so many bytes that a tile consists of are permuted.
+template <int LINE>
+inline constexpr ptx::Swizzle SWIZZLE = LINE == 128 ? ptx::Swizzle::B128 : LINE == 64 ? ptx::Swizzle::B64 : ptx::Swizzle::B32;
+
 // Where a role is in the ring.
 template <int STAGES>
 struct Cursor {
@@ -80,6 +84,26 @@ struct Ring {
     __device__ __forceinline__ void release(const Cursor<STAGES>& at) const {
         const uint32_t block = threadIdx.x % WARPGROUP;
         if (block < CLUSTER) ptx::mbarrier_arrive_cluster(empty + at.stage, block);
+    }
+
+    // Consumer: the products of so many stages, which `start(step)` starts where the cursor is.
+    template <typename Start>
+    __device__ __forceinline__ void multiply(Cursor<STAGES>& at, uint32_t steps, Start start) const {
+        Cursor<STAGES> before = at;
+        for (uint32_t step = 0; step < steps; ++step, at.advance()) {
+            await(at);
+            ptx::wgmma_fence();
+            start(step);
+            ptx::wgmma_commit_group();
+            // One step stays under way; the one before it is done with its stage.
+            ptx::wgmma_wait_group<1>();
+            if (step > 0) {
+                release(before);
+                before.advance();
+            }
+        }
+        ptx::wgmma_wait_group<0>();
+        if (steps > 0) release(before);
     }
 
     // Consumer: passes over a stage that this warpgroup does not read. Nothing keeps its warps together then, so that the thread that

@@ -22,13 +22,21 @@ struct Finish {
     size_t cols;
     float scale;
 
-    // Two neighbouring columns, the first of them even; cols is a multiple of 8.
+    // Two neighbouring columns, the first of them even; cols is a multiple of 8. Where out lies ACROSS, they are apart.
+    template <bool ACROSS>
     __device__ __forceinline__ uint32_t pair(size_t row, size_t col, float first, float second) const {
         first *= scale;
         second *= scale;
         if (col < cols) {
             if (bias != nullptr) add(first, second, bias + col);
-            if (held != nullptr && row < rows) add(first, second, held + row * cols + col);
+            if (held != nullptr && row < rows) {
+                if constexpr (ACROSS) {
+                    first += widen(held[col * rows + row]);
+                    second += widen(held[(col + 1) * rows + row]);
+                } else {
+                    add(first, second, held + row * cols + col);
+                }
+            }
         }
         return repack<T>(first, second);
     }
@@ -40,21 +48,24 @@ struct Finish {
     }
 };
 
-// WIDTH elements are one line of shared memory, whose chunks are permuted as the tensor map of out says.
+// Offset of a 16-byte chunk of a row of LINE bytes, permuted as the copy engine has it. Eight neighbouring rows touch every bank once.
+template <int LINE>
+__device__ __forceinline__ int swizzled(int row, int chunk) {
+    static_assert(LINE == 128 || LINE == 64 || LINE == 32, "a line is one span of a swizzle");
+    const int turn = LINE == 128 ? row & 7 : LINE == 64 ? row >> 1 & 3 : row >> 2 & 1;
+    return row * LINE + ((chunk ^ turn) << 4);
+}
+
+// WIDTH columns are one line of shared memory, whose chunks are permuted as the tensor map of out says. Where out lies ACROSS, as its
+// transpose, they are WIDTH lines of 16 rows.
 template <typename T, int WIDTH>
 struct PanelStore {
-    static constexpr int LINE = WIDTH * 2, PANEL_BYTES = PANEL_ROWS * LINE, WARP_BYTES = 2 * PANEL_BYTES;
-    static_assert(LINE == 128 || LINE == 64 || LINE == 32, "a line is one span of a swizzle");
-
-    // Offset of a 16-byte chunk of a row. Eight neighbouring rows touch every bank once.
-    static __device__ __forceinline__ int place(int row, int chunk) {
-        const int turn = LINE == 128 ? row & 7 : LINE == 64 ? row >> 1 & 3 : row >> 2 & 1;
-        return row * LINE + ((chunk ^ turn) << 4);
-    }
+    static constexpr int LINE = WIDTH * 2, ACROSS_LINE = PANEL_ROWS * 2;
+    static constexpr int PANEL_BYTES = PANEL_ROWS * LINE, WARP_BYTES = 2 * PANEL_BYTES;
 
     // `buffer` holds this warp's two panels, used in turn; FIRST is the number of panels written since the first was. Sums as wgmma
     // leaves them: 16 rows from `row` on, COUNT * 2 columns from `col` on.
-    template <int FIRST, int COUNT>
+    template <int FIRST, bool ACROSS = false, int COUNT>
     static __device__ __forceinline__ void store(unsigned char* buffer, const ptx::TensorMap* out, const Finish<T>& finish,
                                                  const float (&sums)[COUNT], size_t row, size_t col) {
         const int lane = threadIdx.x % 32;
@@ -71,15 +82,23 @@ struct PanelStore {
 #pragma unroll
                 for (int w = 0; w < 4; ++w) {
                     const int i = panel * WIDTH / 2 + (chunk + w / 2) * 4 + w % 2 * 2;
-                    words[w] = finish.pair(own_row + w % 2 * 8, own_col + panel * WIDTH + (chunk + w / 2) * 8, sums[i], sums[i + 1]);
+                    words[w] = finish.template pair<ACROSS>(own_row + w % 2 * 8, own_col + panel * WIDTH + (chunk + w / 2) * 8,
+                                                            sums[i], sums[i + 1]);
                 }
-                ptx::stmatrix_x4(to + place(lane % 16, chunk + lane / 16), words[0], words[1], words[2], words[3]);
+                if constexpr (ACROSS) {
+                    unsigned char* line = to + swizzled<ACROSS_LINE>((chunk + lane / 16) * 8 + lane % 8, lane / 8 % 2);
+                    ptx::stmatrix_x4_trans(line, words[0], words[1], words[2], words[3]);
+                } else {
+                    unsigned char* line = to + swizzled<LINE>(lane % 16, chunk + lane / 16);
+                    ptx::stmatrix_x4(line, words[0], words[1], words[2], words[3]);
+                }
             }
             // What all lanes have written is there for the copy engine.
             ptx::fence_proxy_async();
             __syncwarp();
             if (lane == 0) {
-                ptx::cp_async_bulk_tensor_2d_store(out, to, static_cast<int32_t>(col + panel * WIDTH), static_cast<int32_t>(row));
+                const int32_t x = static_cast<int32_t>(col + panel * WIDTH), y = static_cast<int32_t>(row);
+                ptx::cp_async_bulk_tensor_2d_store(out, to, ACROSS ? y : x, ACROSS ? x : y);
                 ptx::cp_async_bulk_commit_group();
             }
         }

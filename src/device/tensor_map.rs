@@ -11,6 +11,15 @@ pub enum Swizzle {
 }
 
 impl Swizzle {
+    /// For lines of 16, 32 or, if of any other number, 64 elements of 16 bits.
+    pub(crate) const fn of_line(elements: usize) -> Self {
+        match elements {
+            16 => Swizzle::B32,
+            32 => Swizzle::B64,
+            _ => Swizzle::B128,
+        }
+    }
+
     /// Bytes of a line.
     pub const fn bytes(self) -> u64 {
         match self {

@@ -39,7 +39,7 @@ pub(crate) struct LowRankFactors {
     pub scale: f64,
 }
 
-/// A block-sparse product on the same accumulators: see `kernels/tile/ride.cuh`.
+/// A block-sparse product on the same accumulators: see `kernels/tile/ride.cuh` and `kernels/tile/hopper_ride.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Rider {
     pub values: u64,
@@ -49,6 +49,7 @@ pub(crate) struct Rider {
     /// 0 where a block's position is its number.
     pub blocks: u64,
     pub b: usize,
+    pub nnz: usize,
     pub scale: f64,
 }
 
@@ -123,13 +124,18 @@ impl Gpu {
 
 /// What a launch does, computed from its plan: held against what the emulator counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(test), allow(dead_code))]
-pub(crate) struct Traffic {
-    /// 32-byte sectors of global memory that the copy engine reads and writes. What one block sends to both is read once.
+pub struct Traffic {
+    /// 32-byte sectors of global memory that blocks of threads read and write. What one sends to both of a cluster is read once.
     pub loaded: u64,
     pub stored: u64,
     /// Multiply-adds of the tensor cores, those of tiles beyond the edges included.
     pub macs: u64,
+}
+
+impl Traffic {
+    pub fn bytes(&self) -> u64 {
+        32 * (self.loaded + self.stored)
+    }
 }
 
 /// A kernel that could compute a product.
@@ -351,7 +357,7 @@ impl Product {
 
     /// The kernels that there are, in order of preference, up to the one that is taken.
     pub fn candidates(&self) -> Vec<Candidate> {
-        let hopper = hopper::TILES.iter().map(|tile| (tile.name, hopper::refusal(self, tile)));
+        let hopper = hopper::TILES.iter().map(|tile| (tile.name, hopper::refusal(self, tile, |why| why.to_string())));
         let tiles = TILES.iter().map(|tile| (tile.name, self.reject(tile).map(String::from)));
         let mut open = true;
         let until_taken =
@@ -412,7 +418,7 @@ impl Product {
             ));
         }
         let Some(rider) = self.rider else { return Ok(launch(kernel, blocks, &gemm)) };
-        let Rider { values, offsets, others, blocks: numbers, b, scale } = rider;
+        let Rider { values, offsets, others, blocks: numbers, b, scale, .. } = rider;
         let riding = RideParams { gemm, values, offsets, others, blocks: numbers, b: b as u32, scale: scale as f32 };
         Ok(launch(by_dtype(self.op, self.dtype, &tile.riding[self.layout as usize])?, blocks, &riding))
     }

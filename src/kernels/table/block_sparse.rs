@@ -136,13 +136,13 @@ const fn hopper_lines(block: u32, stages: u32) -> u32 {
     stages * (64 / span) * (256 + block) * span * 2 + 2 * 128 * span * 2 + stages * 16
 }
 
-/// Ring and barriers of the products along strips: 64 tokens of a block's rows and of 256 columns.
+/// Ring and barriers of the products sampled in strips: 64 of m, of a block's rows and of 256 columns.
 const fn hopper_strips(block: u32, stages: u32) -> u32 {
     stages * (block + 256) * 64 * 2 + stages * 16
 }
 
 macro_rules! block_sparse_hopper {
-    ($block:literal $(, $strips:literal)*) => {
+    ($block:literal) => {
         Family {
             source: "block_sparse_hopper.cu",
             class: Class::Hopper,
@@ -153,11 +153,22 @@ macro_rules! block_sparse_hopper {
                 ("HOPPER_STRIPS_SHARED", hopper_strips($block, 4)),
             ],
             kernels: &[
-                hopper_row(concat!("block_sparse_linear_rows_f16_b", $block, "_sm90a"), hopper_lines($block, 4)),
-                hopper_row(concat!("block_sparse_linear_columns_f16_b", $block, "_sm90a"), hopper_lines($block, 4)),
-                hopper_row(concat!("block_sparse_linear_rows_bf16_b", $block, "_sm90a"), hopper_lines($block, 4)),
-                hopper_row(concat!("block_sparse_linear_columns_bf16_b", $block, "_sm90a"), hopper_lines($block, 4)),
-                $(hopper_row($strips, hopper_strips($block, 4)),)*
+                hopper_row(concat!("block_sparse_lines_nn_f16_b", $block, "_sm90a"), hopper_lines($block, 4)),
+                hopper_row(concat!("block_sparse_lines_nt_f16_b", $block, "_sm90a"), hopper_lines($block, 4)),
+                hopper_row(concat!("block_sparse_lines_tn_f16_b", $block, "_sm90a"), hopper_lines($block, 4)),
+                hopper_row(concat!("block_sparse_lines_tt_f16_b", $block, "_sm90a"), hopper_lines($block, 4)),
+                hopper_row(concat!("block_sparse_lines_nn_bf16_b", $block, "_sm90a"), hopper_lines($block, 4)),
+                hopper_row(concat!("block_sparse_lines_nt_bf16_b", $block, "_sm90a"), hopper_lines($block, 4)),
+                hopper_row(concat!("block_sparse_lines_tn_bf16_b", $block, "_sm90a"), hopper_lines($block, 4)),
+                hopper_row(concat!("block_sparse_lines_tt_bf16_b", $block, "_sm90a"), hopper_lines($block, 4)),
+                hopper_row(concat!("block_sparse_strips_nn_f16_b", $block, "_sm90a"), hopper_strips($block, 4)),
+                hopper_row(concat!("block_sparse_strips_nt_f16_b", $block, "_sm90a"), hopper_strips($block, 4)),
+                hopper_row(concat!("block_sparse_strips_tn_f16_b", $block, "_sm90a"), hopper_strips($block, 4)),
+                hopper_row(concat!("block_sparse_strips_tt_f16_b", $block, "_sm90a"), hopper_strips($block, 4)),
+                hopper_row(concat!("block_sparse_strips_nn_bf16_b", $block, "_sm90a"), hopper_strips($block, 4)),
+                hopper_row(concat!("block_sparse_strips_nt_bf16_b", $block, "_sm90a"), hopper_strips($block, 4)),
+                hopper_row(concat!("block_sparse_strips_tn_bf16_b", $block, "_sm90a"), hopper_strips($block, 4)),
+                hopper_row(concat!("block_sparse_strips_tt_bf16_b", $block, "_sm90a"), hopper_strips($block, 4)),
             ],
         }
     };
@@ -165,10 +176,5 @@ macro_rules! block_sparse_hopper {
 
 pub const BLOCK_SPARSE_HOPPER_16: Family = block_sparse_hopper!(16);
 pub const BLOCK_SPARSE_HOPPER_32: Family = block_sparse_hopper!(32);
-pub const BLOCK_SPARSE_HOPPER_64: Family =
-    block_sparse_hopper!(64, "block_sparse_linear_strips_f16_b64_sm90a", "block_sparse_linear_strips_bf16_b64_sm90a");
-pub const BLOCK_SPARSE_HOPPER_128: Family = block_sparse_hopper!(
-    128,
-    "block_sparse_linear_strips_f16_b128_sm90a",
-    "block_sparse_linear_strips_bf16_b128_sm90a"
-);
+pub const BLOCK_SPARSE_HOPPER_64: Family = block_sparse_hopper!(64);
+pub const BLOCK_SPARSE_HOPPER_128: Family = block_sparse_hopper!(128);

@@ -14,7 +14,7 @@ use block_sparse::{
 use graph::{COSINE_GRAPH, EDGE_SOFTMAX, GRAPH_ATTENTION, SDDMM, SPMM};
 use products::{
     FROZEN_LINEAR, FROZEN_LINEAR_HOPPER_128, FROZEN_LINEAR_HOPPER_256, GEMM_STAGES, GEMM_STEP, ONE_LAUNCH_HOPPER_128,
-    ONE_LAUNCH_HOPPER_256, RIDE, SEGMENTS, f32_product, ring, small_product,
+    ONE_LAUNCH_HOPPER_256, RIDE, RIDE_HOPPER, SEGMENTS, f32_product, ring, small_product,
 };
 
 /// Which GPUs a kernel runs on.
@@ -305,6 +305,14 @@ pub const FAMILIES: &[Family] = &[
     POOL,
     PROXIMAL,
     RIDE,
+    RIDE_HOPPER[0],
+    RIDE_HOPPER[1],
+    RIDE_HOPPER[2],
+    RIDE_HOPPER[3],
+    RIDE_HOPPER[4],
+    RIDE_HOPPER[5],
+    RIDE_HOPPER[6],
+    RIDE_HOPPER[7],
     SCALE_ADD,
     SDDMM,
     SEGMENTS,

@@ -125,6 +125,38 @@ macro_rules! frozen_linear_hopper {
     };
 }
 
+macro_rules! ride_hopper {
+    ($block:literal, $cols:literal, $stages:literal) => {
+        Family {
+            source: "ride_hopper.cu",
+            class: Class::Hopper,
+            defines: &[
+                ("BLOCK", $block),
+                ("HOPPER_COLS", $cols),
+                ("HOPPER_STAGES", $stages),
+                ("HOPPER_SHARED", hopper_ring($cols, $stages)),
+            ],
+            kernels: &[
+                hopper_row(concat!("ride_nt_f16_128x", $cols, "x64b", $block, "_sm90a"), hopper_ring($cols, $stages)),
+                hopper_row(concat!("ride_nn_f16_128x", $cols, "x64b", $block, "_sm90a"), hopper_ring($cols, $stages)),
+                hopper_row(concat!("ride_nt_bf16_128x", $cols, "x64b", $block, "_sm90a"), hopper_ring($cols, $stages)),
+                hopper_row(concat!("ride_nn_bf16_128x", $cols, "x64b", $block, "_sm90a"), hopper_ring($cols, $stages)),
+            ],
+        }
+    };
+}
+
+pub const RIDE_HOPPER: [Family; 8] = [
+    ride_hopper!(16, 256, 4),
+    ride_hopper!(32, 256, 4),
+    ride_hopper!(64, 256, 4),
+    ride_hopper!(128, 256, 4),
+    ride_hopper!(16, 128, 6),
+    ride_hopper!(32, 128, 6),
+    ride_hopper!(64, 128, 6),
+    ride_hopper!(128, 128, 6),
+];
+
 pub const FROZEN_LINEAR_HOPPER_256: Family = frozen_linear_hopper!(256, 4);
 pub const FROZEN_LINEAR_HOPPER_128: Family = frozen_linear_hopper!(128, 6);
 

@@ -82,6 +82,13 @@ impl Dense {
         self.sparse_t == (self.side == Side::Left)
     }
 
+    /// Which block of the sum the block at a position of the lines' order meets.
+    pub fn other(&self, position: usize) -> usize {
+        let topology = self.pattern.topology();
+        let others = if self.by_column() { topology.t_rows() } else { topology.columns() };
+        others[position] as usize
+    }
+
     /// Dimensions of Y.
     pub fn out_dims(&self) -> [usize; 2] {
         let [lines, _] = self.lines_and_depth();

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::desc::{Dense, Sampled, Side};
-use super::hopper::{Lines, Strips};
+use super::hopper::{Lines, Strips, covered};
 use crate::autograd::Target;
 use crate::device::{LaunchSpec, Plan};
 use crate::dtype::DType;
@@ -14,7 +14,7 @@ use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack, per_dt
 use crate::ops::product::{Gpu, Rider};
 use crate::ops::target::{ACCUMULATE, WIDE, address_and_flags};
 use crate::tensor::Tensor;
-use crate::tensor::block_sparse::STRIP;
+use crate::tensor::block_sparse::{Item, STRIP};
 
 /// Mirrors `struct DenseParams` in `kernels/tile/block.cuh`.
 #[repr(C)]
@@ -137,94 +137,14 @@ fn grid(op: &'static str, dims: [usize; 2], items: usize, tiles: usize) -> Resul
     count.map(|c| c as u32).ok_or_else(|| Error::SizeOverflow { op, dims: dims.to_vec() })
 }
 
-/// A product as the Hopper kernels have it, from x and values to out; `None` for a side, a way of storing x or lines in pieces that
-/// they do not know.
-fn lines(desc: &Dense, gpu: Gpu, [x, values, out]: [u64; 3], accumulate: bool) -> Result<Option<Lines>> {
-    let by_column = desc.by_column();
-    let schedule = desc.pattern.schedule(by_column);
-    if desc.side == Side::Left || desc.dense_t || schedule.pieces > 0 {
-        return Ok(None);
-    }
-    let addresses = desc.pattern.addresses()?;
-    let [lines, depth] = desc.lines_and_depth();
-    Ok(Some(Lines {
-        op: desc.op,
-        dtype: desc.dtype,
-        block: desc.pattern.block(),
-        nnz: desc.pattern.nnz(),
-        m: desc.m,
-        lines,
-        depth,
-        by_column,
-        x,
-        values,
-        out,
-        items: if by_column { addresses.by_column } else { addresses.by_row },
-        count: schedule.items.len(),
-        places: if by_column { addresses.t_rows } else { addresses.columns },
-        blocks: if by_column { addresses.t_blocks } else { 0 },
-        scale: desc.scale,
-        accumulate,
-        gpu,
-    }))
-}
-
-/// The launch of a Hopper kernel, if one takes the product.
-fn lines_on_hopper(desc: &Dense, values: &Tensor, dense: &Tensor, target: &Target) -> Result<Option<LaunchSpec>> {
-    if target.tensor.dtype() != desc.dtype {
-        return Ok(None);
-    }
-    let addresses = [dense.address()?, values.address()?, target.tensor.address()?];
-    let lines = lines(desc, Gpu::of(values.device()), addresses, target.accumulate)?;
-    lines.filter(|l| l.refusal().is_none()).map(|l| l.spec()).transpose()
-}
-
-/// Whether a Hopper kernel would take the product, given aligned operands: it is faster alone than riding on a portable one.
-pub fn alone_on_hopper(desc: &Dense, values: &Tensor) -> Result<bool> {
-    const ALIGNED: u64 = 256;
-    let lines = lines(desc, Gpu::of(values.device()), [ALIGNED, values.address()?, ALIGNED], true)?;
-    Ok(lines.is_some_and(|l| l.refusal().is_none()))
-}
-
-/// The launch of a Hopper kernel, if one takes these strips of a sampled product.
-fn strips_on_hopper(
-    desc: &Sampled,
-    a: &Tensor,
-    b: &Tensor,
-    strips: &Range<usize>,
-    target: &Target,
-) -> Result<Option<LaunchSpec>> {
-    let ([n, k], out) = (desc.pattern.shape(), target.tensor.dtype());
-    if !desc.a_t || desc.b_t || (out != desc.dtype && out != DType::F32) {
-        return Ok(None);
-    }
-    let addresses = desc.pattern.addresses()?;
-    let strips = Strips {
-        op: desc.op,
-        dtype: desc.dtype,
-        block: desc.pattern.block(),
-        m: desc.m,
-        n,
-        k,
-        y: a.address()?,
-        x: b.address()?,
-        out: target.tensor.address()?,
-        wide: out != desc.dtype,
-        items: addresses.strips + 16 * strips.start as u64,
-        count: strips.len(),
-        columns: addresses.columns,
-        begin: covered(desc, strips).start,
-        scale: desc.scale,
-        accumulate: target.accumulate,
-        gpu: Gpu::of(a.device()),
-    };
-    Some(strips).filter(|s| s.refusal().is_none()).map(|s| s.spec()).transpose()
-}
-
 /// The launches of a product, with the workspace that they share.
 pub fn dense(desc: &Dense, values: &Tensor, dense: &Tensor, target: &Target) -> Result<(Plan, Option<Tensor>)> {
-    if let Some(spec) = lines_on_hopper(desc, values, dense, target)? {
-        return Ok((Plan::from_iter([spec]), None));
+    let (x, out, gpu) = (dense.address()?, &target.tensor, Gpu::of(values.device()));
+    let (values_at, out_at) = (values.address()?, out.address()?);
+    let accumulate = target.accumulate;
+    let on_hopper = Lines { desc, x, values: values_at, out: out_at, out_dtype: out.dtype(), accumulate, gpu };
+    if on_hopper.refusal(|_| ()).is_none() {
+        return Ok((Plan::from_iter([on_hopper.spec()?]), None));
     }
     let (b, m, pattern) = (desc.pattern.block(), desc.m, &desc.pattern);
     let [lines, depth] = desc.lines_and_depth();
@@ -245,8 +165,8 @@ pub fn dense(desc: &Dense, values: &Tensor, dense: &Tensor, target: &Target) -> 
     let (out, mut flags) = address_and_flags(desc.op, desc.dtype, target)?;
     let lines_first = desc.side == Side::Left;
     let mut params = DenseParams {
-        values: values.address()?,
-        dense: dense.address()?,
+        values: values_at,
+        dense: x,
         out,
         pieces: workspace.as_ref().map_or(Ok(0), Tensor::address)?,
         items: if by_column { addresses.by_column } else { addresses.by_row },
@@ -299,52 +219,89 @@ pub fn rider(desc: &Dense, values: &Tensor) -> Result<Rider> {
         others: if by_column { addresses.t_rows } else { addresses.columns },
         blocks: if by_column { addresses.t_blocks } else { 0 },
         b: desc.pattern.block(),
+        nnz: desc.pattern.nnz(),
         scale: desc.scale,
     })
 }
 
-/// A sum is cut until there are about this many tiles, into pieces of at least `PIECE`. Both are constants, so that the order of a sum
-/// depends on its shape alone and not on the GPU.
+/// A sum is cut until there are about this many tiles, into pieces of at least `PIECE`. All are constants, so that the order of a sum
+/// depends on its shape alone and not on the number of multiprocessors.
 const WANTED_BLOCKS: usize = 256;
+const WANTED_STRIPS: usize = 128;
 const PIECE: usize = 256;
 
-/// Blocks of threads that compute the blocks of `strips`, for each piece of the sum.
+/// Blocks of threads for each piece of the sum.
 fn tiles_of(desc: &Sampled, strips: &Range<usize>) -> usize {
     let [bm, bn] = tile(desc.dtype, desc.pattern.block());
     strips.len() * (STRIP / bm) * (desc.pattern.block() / bn)
 }
 
-/// How much of m one tile sums over.
-fn split(desc: &Sampled, strips: &Range<usize>) -> usize {
-    let pieces = WANTED_BLOCKS.div_ceil(tiles_of(desc, strips).max(1)).min(desc.m.div_ceil(PIECE)).max(1);
-    desc.m.div_ceil(pieces).next_multiple_of(64)
+/// How much of m one of `count` tiles sums over, so that there are about `wanted`.
+fn split(m: usize, count: usize, wanted: usize) -> usize {
+    let pieces = wanted.div_ceil(count.max(1)).min(m.div_ceil(PIECE)).max(1);
+    m.div_ceil(pieces).next_multiple_of(64)
 }
 
-/// The blocks that strips cover.
-fn covered(desc: &Sampled, strips: &Range<usize>) -> Range<usize> {
-    let all = &desc.pattern.strips()[strips.clone()];
-    let start = all.first().map_or(0, |s| s.first as usize);
-    start..all.last().map_or(start, |s| (s.first + s.count) as usize)
+/// How much of m a piece takes, on Hopper or not.
+pub(super) fn split_of(desc: &Sampled, strips: &Range<usize>, on_hopper: bool) -> usize {
+    if on_hopper {
+        return split(desc.m, strips.len(), WANTED_STRIPS);
+    }
+    let ([bm, bn], b) = (tile(desc.dtype, desc.pattern.block()), desc.pattern.block());
+    let tiles = |item: &Item| busy_tiles(item, b, bm) * (b / bn);
+    split(desc.m, desc.pattern.strips()[strips.clone()].iter().map(tiles).sum(), WANTED_BLOCKS)
+}
+
+/// Tiles of `bm` columns that have blocks to compute.
+pub(super) fn busy_tiles(strip: &Item, b: usize, bm: usize) -> usize {
+    (strip.count as usize * b).div_ceil(bm)
+}
+
+/// A sampled product as the Hopper kernels have it.
+pub(super) fn strips<'a>(
+    desc: &'a Sampled,
+    a: &Tensor,
+    b: &Tensor,
+    strips: Range<usize>,
+    target: &Target,
+) -> Result<Strips<'a>> {
+    Ok(Strips {
+        desc,
+        a: a.address()?,
+        b: b.address()?,
+        out: target.tensor.address()?,
+        out_dtype: target.tensor.dtype(),
+        accumulate: target.accumulate,
+        split: split_of(desc, &strips, true),
+        strips,
+        gpu: Gpu::of(a.device()),
+    })
 }
 
 /// Writes the blocks of `strips` to `target`, which holds them alone, or adds them.
 pub fn sampled(desc: &Sampled, a: &Tensor, b: &Tensor, strips: Range<usize>, target: &Target) -> Result<()> {
-    if let Some(spec) = strips_on_hopper(desc, a, b, &strips, target)? {
-        return a.device().run(&Plan::from_iter([spec]));
-    }
-    let split = split(desc, &strips);
-    let pieces = desc.m.div_ceil(split);
-    let device = a.device();
-    if pieces == 1 {
-        let (out, flags) = address_and_flags(desc.op, desc.dtype, target)?;
-        let vector = vector(out, desc.pattern.block(), target.tensor.dtype(), VECTOR_OUT);
-        return device.run(&Plan::from_iter([spec(desc, a, b, strips, split, out, flags | vector)?]));
-    }
-    let numel = target.tensor.numel();
-    let workspace = Tensor::empty(device, &[pieces, numel], DType::F32)?;
-    let flags = if desc.dtype == DType::F32 { VECTOR_OUT } else { VECTOR_OUT | WIDE };
-    device.run(&Plan::from_iter([spec(desc, a, b, strips, split, workspace.address()?, flags)?]))?;
-    column_sum(&workspace, 1, numel, 1.0, target)
+    let (device, m) = (a.device(), desc.m);
+    let mut on_hopper = self::strips(desc, a, b, strips.clone(), target)?;
+    let taken = on_hopper.refusal(|_| ()).is_none();
+    let split = split_of(desc, &strips, taken);
+    let pieces = m.div_ceil(split);
+    let aside = match pieces {
+        1 => None,
+        _ => {
+            let tensor = Tensor::empty(device, &[pieces, target.tensor.numel()], DType::F32)?;
+            Some(Target { tensor, accumulate: false })
+        }
+    };
+    let to = aside.as_ref().unwrap_or(target);
+    let spec = if taken {
+        (on_hopper.out, on_hopper.out_dtype) = (to.tensor.address()?, to.tensor.dtype());
+        on_hopper.accumulate = to.accumulate;
+        on_hopper.spec()?
+    } else {
+        spec(desc, a, b, strips, split, to)?
+    };
+    device.run(&Plan::from_iter([spec]))?;
+    aside.map_or(Ok(()), |aside| column_sum(&aside.tensor, 1, target.tensor.numel(), 1.0, target))
 }
 
 fn spec(
@@ -353,11 +310,11 @@ fn spec(
     b: &Tensor,
     strips: Range<usize>,
     split: usize,
-    out: u64,
-    flags: u32,
+    target: &Target,
 ) -> Result<LaunchSpec> {
     let ([n, k], m, addresses) = (desc.pattern.shape(), desc.m, desc.pattern.addresses()?);
-    let covered = covered(desc, &strips);
+    let covered = covered(&desc.pattern.strips()[strips.clone()]);
+    let (out, flags) = address_and_flags(desc.op, desc.dtype, target)?;
     let (a, b) = (a.address()?, b.address()?);
     let params = SampledParams {
         a,
@@ -373,6 +330,7 @@ fn spec(
         first: covered.start as u32,
         count: strips.len() as u32,
         flags: flags
+            | vector(out, desc.pattern.block(), target.tensor.dtype(), VECTOR_OUT)
             | vector(a, if desc.a_t { n } else { m }, desc.dtype, VECTOR_FIRST)
             | vector(b, if desc.b_t { m } else { k }, desc.dtype, VECTOR_SECOND),
         scale: desc.scale as f32,

@@ -7,7 +7,7 @@ use super::{Backward, Desc, OP, Operands, Sparse};
 use crate::autograd::Target;
 use crate::device::Plan;
 use crate::error::Result;
-use crate::ops::block_sparse::{alone_on_hopper, rider};
+use crate::ops::block_sparse::rider;
 use crate::ops::column_sum::column_sum;
 use crate::ops::product::one_launch::OneLaunch;
 use crate::ops::product::{Layout, LowRankFactors, Product};
@@ -30,9 +30,7 @@ pub fn forward(desc: &Desc, x: &Tensor, operands: &Operands, h: Option<&Tensor>,
 
 /// Whether an update's steps go along with the frozen product; otherwise it is added to what that wrote.
 fn rides(desc: &Desc, sparse: &Sparse) -> bool {
-    let product = sparse.update.product();
-    let alone = alone_on_hopper(product, &sparse.values).is_ok_and(|alone| alone);
-    desc.m > 0 && !alone && rider(product, &sparse.values).is_ok_and(|r| r.can_ride())
+    desc.m > 0 && rider(sparse.update.product(), &sparse.values).is_ok_and(|r| r.can_ride())
 }
 
 /// `h = s · dropout(x) Aᵀ`, if there is an update, and the product that takes it in.

@@ -1,6 +1,8 @@
 //! The plan of a large 16-bit product on Hopper: `kernels/tile/hopper_gemm.cuh`.
 
-use super::{Layout, LowRankFactors, Product, Traffic};
+use std::fmt;
+
+use super::{Gpu, Layout, LowRankFactors, Product, Rider, Traffic};
 use crate::device::{LaunchSpec, Swizzle, TensorMap, TensorMaps};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -15,29 +17,53 @@ pub(super) const MMA_STEP: usize = 16;
 /// Blocks of a cluster, one above the other.
 pub(super) const CLUSTER: usize = 2;
 /// Rows that a warp writes at once.
-pub(super) const STORE_ROWS: u32 = 16;
+pub(super) const STORE_ROWS: usize = 16;
 
-/// A block's tile of out and the kernels that make it: by layout (nt, nn), then f16 and bf16.
+/// By layout (nt, nn), then f16 and bf16.
+type Kernels = [[KernelId; 2]; 2];
+
+/// A block's tile of out and the kernels that make it.
 pub(super) struct Tile {
     pub name: &'static str,
     cols: usize,
-    kernels: [[KernelId; 2]; 2],
+    kernels: Kernels,
+    /// With a rider, by its blocks' edge.
+    riding: [Kernels; 4],
 }
 
-macro_rules! per_dtype {
-    ($layout:literal, $cols:literal) => {
+macro_rules! kernels {
+    ($op:literal, $tile:expr) => {
         [
-            KernelId::of(concat!("frozen_linear_", $layout, "_f16_128x", $cols, "x64_sm90a")),
-            KernelId::of(concat!("frozen_linear_", $layout, "_bf16_128x", $cols, "x64_sm90a")),
+            [
+                KernelId::of(concat!($op, "_nt_f16_", $tile, "_sm90a")),
+                KernelId::of(concat!($op, "_nt_bf16_", $tile, "_sm90a")),
+            ],
+            [
+                KernelId::of(concat!($op, "_nn_f16_", $tile, "_sm90a")),
+                KernelId::of(concat!($op, "_nn_bf16_", $tile, "_sm90a")),
+            ],
         ]
     };
 }
 
+macro_rules! tile {
+    ($cols:literal) => {
+        Tile {
+            name: concat!("128x", $cols, "x64 sm90a"),
+            cols: $cols,
+            kernels: kernels!("frozen_linear", concat!("128x", $cols, "x64")),
+            riding: [
+                kernels!("ride", concat!("128x", $cols, "x64b16")),
+                kernels!("ride", concat!("128x", $cols, "x64b32")),
+                kernels!("ride", concat!("128x", $cols, "x64b64")),
+                kernels!("ride", concat!("128x", $cols, "x64b128")),
+            ],
+        }
+    };
+}
+
 /// In order of preference.
-pub(super) static TILES: [Tile; 2] = [
-    Tile { name: "128x256x64 sm90a", cols: 256, kernels: [per_dtype!("nt", 256), per_dtype!("nn", 256)] },
-    Tile { name: "128x128x64 sm90a", cols: 128, kernels: [per_dtype!("nt", 128), per_dtype!("nn", 128)] },
-];
+pub(super) static TILES: [Tile; 2] = [tile!(256), tile!(128)];
 
 /// The narrow tile moves half as many bytes again for the same products: it is taken where it keeps this many percent more of the GPU
 /// busy.
@@ -64,63 +90,89 @@ pub(crate) struct HopperGemmParams {
     unused: [u32; 13],
 }
 
+/// What follows the seven maps in `struct HopperRideParams` of `kernels/tile/hopper_ride.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub(crate) struct HopperRideParams {
+    pub gemm: HopperGemmParams,
+    pub offsets: u64,
+    pub places: u64,
+    pub blocks: u64,
+    pub lines: u32,
+    pub scale: f32,
+    unused: [u32; 24],
+}
+
 const _: () = {
     use std::mem::offset_of;
+    assert!(size_of::<HopperRideParams>() == 256 && offset_of!(HopperRideParams, lines) == 152);
     assert!(size_of::<HopperGemmParams>() == 128 && offset_of!(HopperGemmParams, pairs) == 40);
     assert!(offset_of!(HopperGemmParams, out_scale) == 72);
 };
 
-/// Why this product cannot, or should not, be made of these tiles.
-pub(super) fn refusal(p: &Product, tile: &Tile) -> Option<String> {
-    if p.gpu.capability != 90 {
-        return Some(format!("needs sm_90, and this is sm_{}", p.gpu.capability));
+/// What every product on Hopper asks of GPU, dtype and operands: rows of whole 16 bytes, at multiples of 16. Reasons are made by `why`
+/// alone, so that a mere choice allocates nothing.
+pub(crate) fn unfit<R>(
+    gpu: Gpu,
+    dtype: DType,
+    rows: &[(&str, usize)],
+    addresses: &[u64],
+    why: &impl Fn(fmt::Arguments<'_>) -> R,
+) -> Option<R> {
+    if gpu.capability != 90 {
+        return Some(why(format_args!("needs sm_90, and this is sm_{}", gpu.capability)));
     }
-    if !matches!(p.dtype, DType::F16 | DType::BF16) {
-        return Some(format!("for f16 and bf16, and this is {}", p.dtype));
+    if !matches!(dtype, DType::F16 | DType::BF16) {
+        return Some(why(format_args!("for f16 and bf16, and this is {dtype}")));
     }
+    if let Some((name, extent)) = rows.iter().find(|(_, extent)| extent % 8 != 0) {
+        return Some(why(format_args!(
+            "the copy engine takes rows of whole 16 bytes, and {name} = {extent} is no multiple of 8"
+        )));
+    }
+    (!aligned(addresses)).then(|| why(format_args!("an operand starts at no multiple of 16 bytes")))
+}
+
+/// Why this product cannot, or should not, be made of these tiles, as `why` has it.
+pub(super) fn refusal<R>(p: &Product, tile: &Tile, why: impl Fn(fmt::Arguments<'_>) -> R) -> Option<R> {
     if p.layout == Layout::Tn {
-        return Some("sums over tokens have the portable kernels".into());
+        return Some(why(format_args!("sums over tokens have the portable kernels")));
     }
     if p.layout == Layout::Nt && p.dropout.is_some() {
-        return Some("drops nothing of an operand".into());
-    }
-    if p.rider.is_some() {
-        return Some("nothing block-sparse rides on it".into());
+        return Some(why(format_args!("drops nothing of an operand")));
     }
     if p.segmented.is_some() {
-        return Some("has one update for all rows".into());
+        return Some(why(format_args!("has one update for all rows")));
     }
     if p.strides.is_some() {
-        return Some("reads no columns of wider matrices".into());
+        return Some(why(format_args!("reads no columns of wider matrices")));
     }
-    let rank = p.low_rank.map_or(8, |l| l.rank);
-    for (name, extent) in [("n", p.n), ("k", p.k), ("rank", rank)] {
-        if extent % 8 != 0 {
-            return Some(format!(
-                "the copy engine takes rows of whole 16 bytes, and {name} = {extent} is no multiple of 8"
-            ));
-        }
-    }
-    let low = p.low_rank.map_or([0, 0], |l| [l.a, l.b]);
-    if !aligned(&[p.a, p.b, p.out, p.bias, low[0], low[1]]) {
-        return Some("an operand starts at no multiple of 16 bytes".into());
+    let (rank, low) = p.low_rank.map_or((8, [0, 0]), |l| (l.rank, [l.a, l.b]));
+    let values = p.rider.map_or(0, |r| r.values);
+    let (rows, addresses) =
+        ([("n", p.n), ("k", p.k), ("rank", rank)], [p.a, p.b, p.out, p.bias, low[0], low[1], values]);
+    if let Some(reason) = unfit(p.gpu, p.dtype, &rows, &addresses, &why) {
+        return Some(reason);
     }
     if [p.m, p.n, p.k].iter().any(|&d| d > i32::MAX as usize - 256) {
-        return Some("an extent beyond the coordinates of the copy engine".into());
+        return Some(why(format_args!("an extent beyond the coordinates of the copy engine")));
+    }
+    if p.rider.is_some_and(|r| r.nnz * r.b > i32::MAX as usize) {
+        return Some(why(format_args!("more blocks than the copy engine counts rows of")));
     }
     if p.m <= ROWS / 2 || p.n <= tile.cols / 2 {
-        return Some("half of each tile would be empty".into());
+        return Some(why(format_args!("half of each tile would be empty")));
     }
     let clusters = (p.gpu.multiprocessors as usize / CLUSTER).max(1);
     let turns = turns(p, tile);
     if turns < clusters.div_ceil(4) {
-        return Some(format!("{turns} pairs of tiles are too few for {} multiprocessors", p.gpu.multiprocessors));
+        return Some(why(format_args!("{turns} pairs of tiles are too few for {} multiprocessors", p.gpu.multiprocessors)));
     }
     let [_, narrow] = &TILES;
     // What a cluster computes until the last one is done, in columns.
     let [own, other] = [tile, narrow].map(|t| self::turns(p, t).div_ceil(clusters) * t.cols);
     (own * 100 > other * WORTH_NARROW)
-        .then(|| format!("{turns} pairs of tiles leave many of {clusters} clusters idle at the end"))
+        .then(|| why(format_args!("{turns} pairs of tiles leave many of {clusters} clusters idle at the end")))
 }
 
 pub(super) fn pairs_and_columns(p: &Product, tile: &Tile) -> (usize, usize) {
@@ -140,35 +192,39 @@ pub(super) fn clusters(p: &Product, tile: &Tile) -> usize {
 
 /// The tiles that this product is made of, if it goes this way.
 pub(super) fn choose(p: &Product) -> Option<&'static Tile> {
-    TILES.iter().find(|tile| refusal(p, tile).is_none())
+    TILES.iter().find(|tile| refusal(p, tile, |_| ()).is_none())
 }
 
 pub(super) fn spec(p: &Product, tile: &Tile) -> Result<LaunchSpec> {
-    // The layouts nt and nn and both dtypes are what `refusal` lets pass.
-    let kernel = tile.kernels[usize::from(p.layout == Layout::Nn)][usize::from(p.dtype == DType::BF16)];
+    // A pattern without blocks adds nothing.
+    let rider = p.rider.filter(|r| r.nnz > 0);
+    // The layouts nt and nn and both dtypes are what `refusal` lets pass, and b is one of 16, 32, 64 and 128.
+    let kernels = rider.map_or(&tile.kernels, |r| &tile.riding[(r.b / 16).trailing_zeros() as usize % 4]);
+    let kernel = kernels[usize::from(p.layout == Layout::Nn)][usize::from(p.dtype == DType::BF16)];
     let (pairs, columns) = pairs_and_columns(p, tile);
     // The kernel counts turns, and those of a whole band, in 32 bits.
     if turns(p, tile) > i32::MAX as usize || columns > 1 << 28 {
         return Err(Error::SizeOverflow { op: p.op, dims: vec![p.m, p.n, p.k] });
     }
     let low = p.low_rank.unwrap_or(LowRankFactors { a: 0, b: 0, rank: 0, scale: 0.0 });
-    let map = |address: u64, rows: usize, cols: usize, tile_rows: u32| TensorMap {
+    let lines_of = |address: u64, [rows, cols]: [usize; 2], tile_rows: usize, line: usize| TensorMap {
         address,
         dtype: p.dtype,
         rows: rows as u64,
         cols: cols as u64,
-        tile_rows,
-        swizzle: Swizzle::B128,
+        tile_rows: tile_rows as u32,
+        swizzle: Swizzle::of_line(line),
     };
+    let map = |address: u64, rows: usize, cols: usize, tile_rows: usize| lines_of(address, [rows, cols], tile_rows, STEP);
     let b = |address: u64, k: usize| match p.layout {
-        Layout::Nt => map(address, p.n, k, STEP as u32),
-        _ => map(address, k, p.n, STEP as u32),
+        Layout::Nt => map(address, p.n, k, STEP),
+        _ => map(address, k, p.n, STEP),
     };
-    let (a2, b2) = (map(p.a, p.m, p.k, ROWS as u32), b(p.b, p.k));
+    let (a2, b2) = (map(p.a, p.m, p.k, ROWS), b(p.b, p.k));
     // Without a low-rank product its maps are not read.
     let (a1, b1) = match low.rank {
         0 => (a2, b2),
-        rank => (map(low.a, p.m, rank, ROWS as u32), b(low.b, rank)),
+        rank => (map(low.a, p.m, rank, ROWS), b(low.b, rank)),
     };
     let keep = p.dropout.map_or(1.0, |d| f64::from(d.keep_scale));
     let (stream, threshold) = p.dropout.map_or((None, 0), |d| (Some(d.stream), d.threshold));
@@ -185,13 +241,25 @@ pub(super) fn spec(p: &Product, tile: &Tile) -> Result<LaunchSpec> {
         step: stream.map_or(0, |s| s.step),
         site: stream.map_or(0, |s| s.site),
         threshold,
-        low_scale: (low.scale * keep) as f32,
+        low_scale: (low.scale * keep / rider.map_or(1.0, |r| r.scale)) as f32,
         out_scale: p.scale as f32,
         unused: [0; 13],
     };
+    let mut maps = TensorMaps::new();
+    if let Some(r) = rider {
+        let span = r.b.min(STEP);
+        maps.push(lines_of(p.a, [p.m, p.k], ROWS, span));
+        maps.push(lines_of(r.values, [r.nnz * r.b, r.b], r.b / 2, span));
+    }
+    maps.extend([a1, b1, a2, b2, map(p.out, p.m, p.n, STORE_ROWS)]);
+    let Some(Rider { offsets, others: places, blocks, b, scale, .. }) = rider else {
+        return Ok(LaunchSpec { maps, ..persistent(p, (tile, kernel), &params) });
+    };
+    let (lines, scale) = (p.n.div_ceil(b) as u32, scale as f32);
+    let riding = HopperRideParams { gemm: params, offsets, places, blocks, lines, scale, unused: [0; 24] };
     Ok(LaunchSpec {
-        maps: TensorMaps::from_slice(&[a1, b1, a2, b2, map(p.out, p.m, p.n, STORE_ROWS)]),
-        ..persistent(p, (tile, kernel), &params)
+        maps,
+        ..persistent(p, (tile, kernel), &riding)
     })
 }
 
@@ -214,7 +282,7 @@ pub(super) fn row_sectors(extent: usize) -> u64 {
     (extent / STEP) as u64 * line(STEP) + line(extent % STEP)
 }
 
-/// Of the launch that [`spec`] plans, without what threads read themselves: bias, and out where it is added to.
+/// Of the launch that [`spec`] plans, without what rides, and without what threads read themselves: bias, and out where it is added to.
 #[cfg_attr(not(test), allow(dead_code))]
 pub(super) fn traffic(p: &Product, tile: &Tile) -> Traffic {
     let (pairs, columns) = pairs_and_columns(p, tile);

@@ -62,7 +62,7 @@ pub(crate) struct OneLaunch {
 impl OneLaunch {
     /// With the tile that the base product would have alone; the reason, if the two cannot or should not be one launch.
     pub fn new(down: Product, base: Product) -> std::result::Result<Self, String> {
-        let mut refusals = hopper::TILES.iter().map(|tile| hopper::refusal(&base, tile));
+        let mut refusals = hopper::TILES.iter().map(|tile| hopper::refusal(&base, tile, |_| ()));
         let tile = refusals.position(|refusal| refusal.is_none()).ok_or("the base product has a portable kernel")?;
         OneLaunch::of_tile(down, base, tile)
     }
@@ -128,14 +128,14 @@ impl OneLaunch {
         let width = self.width();
         let low_out = TensorMap {
             swizzle: [Swizzle::B32, Swizzle::B64, Swizzle::B128][width.ilog2() as usize - 4],
-            ..map(down.out, m, rank, STORE_ROWS as usize)
+            ..map(down.out, m, rank, STORE_ROWS)
         };
         let maps = [
             map(down.out, m, rank, ROWS),
             map(up, n, rank, STEP),
             map(base.a, m, k, ROWS),
             map(base.b, n, k, STEP),
-            map(base.out, m, n, STORE_ROWS as usize),
+            map(base.out, m, n, STORE_ROWS),
             map(down.b, rank, k, width),
             low_out,
         ];

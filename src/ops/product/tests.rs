@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::device::Emulated;
+use crate::ops::block_sparse::{Dense, Update, ride_traffic, rider};
 use crate::rng::Stream;
+use crate::tensor::BlockPattern;
 use crate::testing::integers;
 
 fn device(seed: u64) -> Device {
@@ -24,16 +26,43 @@ struct Case {
     r: usize,
     /// Bias, accumulation and, with a rank, dropout.
     rich: bool,
+    /// Edge of the blocks that ride along.
+    b: Option<usize>,
+}
+
+/// Blocks of which one line has none and one has all, and their values.
+fn update(device: &Device, case: Case, edge: usize, x: &Tensor) -> (Dense, Tensor) {
+    let [n, k] = if case.layout == Layout::Nt { [case.n, case.k] } else { [case.k, case.n] };
+    let [rows, columns] = [n.div_ceil(edge), k.div_ceil(edge)];
+    let stream = Stream::named(0, 0, "pattern");
+    let wanted = |i: usize| match if case.layout == Layout::Nt { i / columns } else { i % columns } {
+        0 => true,
+        1 => false,
+        _ => stream.bits(i as u64).is_multiple_of(3),
+    };
+    let mask: Vec<_> = (0..rows * columns).map(wanted).collect();
+    let pattern = BlockPattern::from_mask(device, [n, k], edge, &mask).unwrap();
+    // Zero beyond the edges, as the format has it.
+    let drawn = integers("values", pattern.value_dims().iter().product(), 1);
+    let mut values = vec![0.0; drawn.len()];
+    pattern.topology().for_row_pieces(|at, _, len| values[at..at + len].copy_from_slice(&drawn[at..at + len]));
+    let values = Tensor::from_f32(device, &pattern.value_dims(), &values, case.dtype).unwrap();
+    // The forward product has x [m, k]; what reads dy [m, n] is the other one.
+    let x = if case.layout == Layout::Nt { x.clone() } else { Tensor::zeros(device, &[case.m, k], case.dtype).unwrap() };
+    let update = Update::new("test", &x, &pattern, &values, -2.0).unwrap();
+    let product = if case.layout == Layout::Nt { update.product().clone() } else { update.back_product() };
+    (product, values)
 }
 
 /// Runs a Hopper plan and the portable one on the same operands.
 fn both(case: Case, tile: &hopper::Tile, seed: u64) -> [Vec<f32>; 2] {
-    let Case { layout, dtype, m, n, k, r, rich } = case;
+    let Case { layout, dtype, m, n, k, r, rich, b: edge } = case;
     let device = device(seed);
     let by_k = |rows: usize, k: usize| if layout == Layout::Nt { [rows, k] } else { [k, rows] };
     let (a, b) = (tensor(&device, "a", &[m, k], dtype, 1), tensor(&device, "b", &by_k(n, k), dtype, 1));
     let bias = tensor(&device, "bias", &[n], dtype, 3);
     let low = (r > 0).then(|| [tensor(&device, "a1", &[m, r], dtype, 1), tensor(&device, "b1", &by_k(n, r), dtype, 1)]);
+    let riding = edge.map(|edge| update(&device, case, edge, &a));
     [true, false].map(|on_hopper| {
         let out = tensor(&device, "out", &[m, n], dtype, 2);
         let addresses = [&a, &b, &out].map(|t| t.address().unwrap());
@@ -49,10 +78,17 @@ fn both(case: Case, tile: &hopper::Tile, seed: u64) -> [Vec<f32>; 2] {
             let stream = Stream { seed: 3 << 40, step: 5, site: 7 };
             product.dropout = (rich && layout == Layout::Nn).then(|| Dropout::new(0.5, stream));
         }
+        if let Some((update, values)) = &riding {
+            product.rider = Some(rider(update, values).unwrap());
+        }
         if on_hopper {
             product = product.on(&device);
             device.run(&Plan::from_iter([hopper::spec(&product, tile).unwrap()])).unwrap();
-            let foretold = hopper::traffic(&product, tile);
+            let mut foretold = hopper::traffic(&product, tile);
+            if let Some((update, _)) = &riding {
+                let Traffic { loaded, macs, .. } = ride_traffic(update);
+                foretold = Traffic { loaded: foretold.loaded + loaded, macs: foretold.macs + macs, ..foretold };
+            }
             let counted = device.take_counters().unwrap().remove(0).1;
             assert_eq!((counted.tensor_macs, counted.store_sectors), (foretold.macs, foretold.stored));
             assert_eq!((counted.bank_conflicts, counted.local_accesses), (0, 0));
@@ -75,7 +111,7 @@ fn every_tail_is_exact() {
     for layout in [Layout::Nt, Layout::Nn] {
         for (i, (m, n, k, r)) in shapes.into_iter().enumerate() {
             let dtype = [DType::BF16, DType::F16][i % 2];
-            let case = Case { layout, dtype, m, n, k, r, rich: i % 3 > 0 };
+            let case = Case { layout, dtype, m, n, k, r, rich: i % 3 > 0, b: None };
             for tile in &hopper::TILES {
                 seed += 1;
                 let [hopper, portable] = both(case, tile, seed);
@@ -87,8 +123,26 @@ fn every_tail_is_exact() {
 
 #[test]
 #[cfg_attr(not(graftwork_kernels), ignore = "this build has no kernels")]
+fn what_rides_is_exact_for_every_edge() {
+    let shapes = [(256, 256, 64, 0), (72, 264, 136, 8), (300, 520, 72, 24), (265, 136, 392, 0)];
+    for (i, edge) in [16, 32, 64, 128].into_iter().enumerate() {
+        for (j, layout) in [Layout::Nt, Layout::Nn].into_iter().enumerate() {
+            for (l, tile) in hopper::TILES.iter().enumerate() {
+                let (m, n, k, r) = shapes[(i + 2 * j + l) % 4];
+                let dtype = [DType::BF16, DType::F16][(i + j + l) % 2];
+                let case = Case { layout, dtype, m, n, k, r, rich: (i + j + l) % 3 > 0, b: Some(edge) };
+                let [hopper, portable] = both(case, tile, 1 + i as u64);
+                let name = format!("{} {layout:?} {m} x {n} x {k}, rank {r}, {dtype}, b {edge}", tile.name);
+                assert!(hopper == portable, "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+#[cfg_attr(not(graftwork_kernels), ignore = "this build has no kernels")]
 fn no_order_of_warps_changes_a_bit() {
-    let case = Case { layout: Layout::Nn, dtype: DType::F16, m: 520, n: 328, k: 328, r: 8, rich: true };
+    let case = Case { layout: Layout::Nn, dtype: DType::F16, m: 520, n: 328, k: 328, r: 8, rich: true, b: None };
     let [wide, _] = &hopper::TILES;
     let first = both(case, wide, 1);
     assert!((2..5).all(|seed| both(case, wide, seed) == first));
@@ -114,7 +168,7 @@ fn the_choice_of_a_tile_follows_shape_and_gpu() {
 #[cfg_attr(not(graftwork_kernels), ignore = "this build has no kernels")]
 fn the_result_is_the_sum() {
     let (m, n, k) = (200, 264, 136);
-    let case = Case { layout: Layout::Nt, dtype: DType::F16, m, n, k, r: 0, rich: false };
+    let case = Case { layout: Layout::Nt, dtype: DType::F16, m, n, k, r: 0, rich: false, b: None };
     let [hopper, _] = both(case, &hopper::TILES[1], 9);
     let (a, b) = (integers("a", m * k, 1), integers("b", n * k, 1));
     let sum = |i: usize, j: usize| (0..k).map(|l| a[i * k + l] * b[j * k + l]).sum::<f32>();

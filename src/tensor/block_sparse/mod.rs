@@ -62,8 +62,10 @@ struct Places {
     t_rows: usize,
     t_blocks: usize,
     by_row: usize,
+    by_row_lines: usize,
     by_row_joints: usize,
     by_column: usize,
+    by_column_lines: usize,
     by_column_joints: usize,
     strips: usize,
 }
@@ -78,8 +80,10 @@ pub(crate) struct Addresses {
     pub t_rows: u64,
     pub t_blocks: u64,
     pub by_row: u64,
+    pub by_row_lines: u64,
     pub by_row_joints: u64,
     pub by_column: u64,
+    pub by_column_lines: u64,
     pub by_column_joints: u64,
     pub strips: u64,
 }
@@ -107,8 +111,10 @@ impl BlockPattern {
             t_rows: put(&mut topology.t_rows().iter().copied()),
             t_blocks: put(&mut topology.t_blocks().iter().copied()),
             by_row: put(&mut by_row.items.iter().flat_map(Item::words)),
+            by_row_lines: put(&mut by_row.lines.iter().flat_map(Item::words)),
             by_row_joints: put(&mut by_row.joints.iter().flat_map(Joint::words)),
             by_column: put(&mut by_column.items.iter().flat_map(Item::words)),
+            by_column_lines: put(&mut by_column.lines.iter().flat_map(Item::words)),
             by_column_joints: put(&mut by_column.joints.iter().flat_map(Joint::words)),
             strips: put(&mut strips.iter().flat_map(Item::words)),
         };
@@ -220,7 +226,7 @@ impl BlockPattern {
         if transposed { &self.0.by_column } else { &self.0.by_row }
     }
 
-    /// Neighbouring blocks of one row, as many as one tile of a sampled product takes.
+    /// Neighbouring blocks of one row, as many as a sampled product computes together.
     pub(crate) fn strips(&self) -> &[Item] {
         &self.0.strips
     }
@@ -237,8 +243,10 @@ impl BlockPattern {
             t_rows: at(p.t_rows),
             t_blocks: at(p.t_blocks),
             by_row: at(p.by_row),
+            by_row_lines: at(p.by_row_lines),
             by_row_joints: at(p.by_row_joints),
             by_column: at(p.by_column),
+            by_column_lines: at(p.by_column_lines),
             by_column_joints: at(p.by_column_joints),
             strips: at(p.strips),
         })

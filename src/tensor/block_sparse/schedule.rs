@@ -26,6 +26,11 @@ pub(crate) struct Joint {
 }
 
 impl Item {
+    /// Of its blocks.
+    pub fn positions(&self) -> std::ops::Range<usize> {
+        self.first as usize..(self.first + self.count) as usize
+    }
+
     pub fn words(&self) -> [u32; 4] {
         [self.line, self.first, self.count, self.piece]
     }
@@ -41,6 +46,8 @@ impl Joint {
 pub(crate) struct Schedule {
     /// Longest first, so that the last to start are short. Every line has at least one, those without blocks too.
     pub items: Vec<Item>,
+    /// All lines whole, longest first.
+    pub lines: Vec<Item>,
     pub joints: Vec<Joint>,
     /// Pieces in the workspace.
     pub pieces: usize,
@@ -54,12 +61,14 @@ impl Schedule {
         let nnz = offsets.last().copied().unwrap_or(0) as usize;
         let lines = offsets.windows(2).filter(|w| w[0] < w[1]).count().max(1);
         let limit = (2 * nnz.div_ceil(lines)).max(SHORTEST_PIECE / block);
-        let mut out = Schedule { items: Vec::new(), joints: Vec::new(), pieces: 0 };
+        let mut out = Schedule { items: Vec::new(), lines: Vec::new(), joints: Vec::new(), pieces: 0 };
         for (line, w) in offsets.windows(2).enumerate() {
             let (first, count, line) = (w[0], (w[1] - w[0]) as usize, line as u32);
             let pieces = count.div_ceil(limit);
+            let whole = Item { line, first, count: count as u32, piece: DIRECT };
+            out.lines.push(whole);
             if pieces <= 1 {
-                out.items.push(Item { line, first, count: count as u32, piece: DIRECT });
+                out.items.push(whole);
                 continue;
             }
             out.joints.push(Joint { line, first: out.pieces as u32, count: pieces as u32 });
@@ -71,15 +80,17 @@ impl Schedule {
             }
             out.pieces += pieces;
         }
-        out.items.sort_by_key(|item| std::cmp::Reverse(item.count));
+        for items in [&mut out.items, &mut out.lines] {
+            items.sort_by_key(|item| std::cmp::Reverse(item.count));
+        }
         out
     }
 }
 
-/// Elements of the rows of blocks that one tile of a sampled product takes.
-pub(crate) const STRIP: usize = 128;
+/// Elements of a row of blocks that a strip gathers at most.
+pub(crate) const STRIP: usize = 256;
 
-/// Neighbouring blocks of one row, as many as fit into a strip: what one tile of a sampled product computes.
+/// Neighbouring blocks of one row, as many as fit into a strip: what a sampled product computes together.
 pub(crate) fn strips(row_offsets: &[u32], block: usize) -> Vec<Item> {
     let each = (STRIP / block) as u32;
     let mut out = Vec::new();

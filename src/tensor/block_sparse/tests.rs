@@ -95,11 +95,13 @@ fn a_schedule_covers_every_block_once_and_evenly() {
     assert_eq!(s.joints, [Joint { line: 5, first: 0, count: 30 }]);
     assert_eq!((s.pieces, s.items.len()), (30, 93));
     assert!(s.items.iter().all(|i| i.count <= 134) && s.items.windows(2).all(|w| w[0].count >= w[1].count));
+    // Whole, for kernels that do not cut.
+    assert_eq!((s.lines.len(), s.lines[0].line, s.lines[0].count), (offsets.len() - 1, 5, offsets[6] - offsets[5]));
     // Lines without blocks have their item: it writes zeros.
     assert_eq!(Schedule::new(&[0, 0, 0], 16).items.len(), 2);
     let strips = schedule::strips(&[0, 3, 3, 12], 32);
     assert_eq!(
         strips.iter().map(|s| (s.line, s.first, s.count)).collect::<Vec<_>>(),
-        [(0, 0, 3), (2, 3, 4), (2, 7, 4), (2, 11, 1)]
+        [(0, 0, 3), (2, 3, 8), (2, 11, 1)]
     );
 }

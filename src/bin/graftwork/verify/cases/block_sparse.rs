@@ -82,6 +82,18 @@ pub fn all() -> Vec<Case> {
             cases.push(linear(Shape(72, n, k, b, Random(0.5)), judge));
         }
     }
+    for b in [16, 32, 64, 128] {
+        let shape = Shape(72, 2 * b + 8, 4 * b, b, Random(0.9));
+        for (sparse, dense) in [(false, false), (false, true), (true, false), (true, true)] {
+            let t = Transposed { sparse, dense };
+            cases.push(product(shape, true, t, Judge::Exact));
+            cases.push(product(shape, false, t, Judge::Exact));
+            cases.push(sampled(shape, [sparse, dense], Judge::Exact));
+        }
+        // The wide tile of the frozen product, and the narrow one.
+        cases.push(riding(Shape(72, 264, 264, b, Random(0.5)), false, Judge::Exact));
+        cases.push(riding(Shape(136, 104, 104, b, Random(0.7)), false, Judge::Exact));
+    }
     for (n, k, b) in [(40, 70, 16), (33, 129, 32), (130, 65, 64), (200, 140, 128)] {
         cases.push(normed(n, k, b));
         cases.push(scored(33, n, k, b, false));
