@@ -416,3 +416,56 @@ fn two_runs_do_not_write_into_one_directory() {
     // The lock of a process that was killed holds nobody up.
     succeed(finetune("--steps 1", &[("--out", &dir)]));
 }
+
+/// Stopped in its first method, a comparison goes on as a whole: `--resume` alone knows task, methods and options.
+#[test]
+fn a_comparison_is_resumed_as_a_whole() {
+    let dir = scratch("comparison");
+    let line = "--method lora,linear-probe --rank 4 --steps 6 --batch 16";
+    let straight = report(line, &dir, &[]);
+    let out = dir.join("run");
+    succeed(finetune(&format!("{line} --save-every 3"), &[("--out", &out)]));
+    // As if the run had been killed after three steps of the first.
+    std::fs::remove_dir_all(out.join("linear-probe")).unwrap();
+    std::fs::remove_dir_all(out.join("lora/step-000006")).unwrap();
+    std::fs::create_dir(out.join("lora/step-000006.partial")).unwrap();
+    refused("--rank 8", &[("--resume", &out)], "--rank");
+    let resumed = report("", &dir, &[("--resume", &out)]);
+    assert!(!out.join("lora/step-000006.partial").exists());
+    let runs = |report: &Value| report["runs"].as_array().unwrap().iter().map(bits).collect::<Vec<_>>();
+    assert_eq!(runs(&straight), runs(&resumed));
+    assert_eq!(checkpoints(&out.join("linear-probe")), [3, 6]);
+    refused("--task digits --method lora", &[("--resume", &out)], "leave --method out");
+
+    let plan = out.join("plan.json");
+    let text = std::fs::read_to_string(&plan).unwrap();
+    std::fs::write(&plan, text.replace("\"clip\": 1.0", "\"clip\": -1.0")).unwrap();
+    refused("", &[("--resume", &out)], "--clip");
+    std::fs::write(&plan, "{").unwrap();
+    refused("", &[("--resume", &out)], "plan.json");
+}
+
+/// The last method's mistake is found before the first is trained.
+#[test]
+fn every_method_is_checked_before_the_first_is_trained() {
+    let message = refused("--method lora,ga-net --steps 100000", &[], "--task graph");
+    assert!(!message.contains("step"), "{message}");
+}
+
+#[test]
+fn a_resumed_run_knows_its_task_and_method() {
+    let dir = scratch("knows");
+    let out = dir.join("run");
+    succeed(finetune("--task caption --method vl-pet --steps 2 --batch 4 --save-every 2", &[("--out", &out)]));
+    let resumed = report("--steps 3", &dir, &[("--resume", &out)]);
+    assert_eq!((&resumed["method"], &resumed["steps"]), (&Value::from("vl-pet"), &Value::from(3)));
+    refused("--task digits", &[("--resume", &out)], "--task");
+}
+
+#[test]
+fn directories_of_reports_are_made() {
+    let dir = scratch("deep");
+    let deep = dir.join("a/b/report.json");
+    succeed(finetune("--method linear-probe --steps 1", &[("--json", &deep)]));
+    assert!(deep.is_file());
+}

@@ -171,3 +171,64 @@ fn a_checkpoint_with_another_pattern_is_refused() {
     std::fs::write(&state, text.replace("\"block\": 16", "\"block\": 32")).unwrap();
     refused("--method block-sparse --steps 4", &[("--resume", &out)], "blocks of 16, expected 32");
 }
+
+/// Names that match nothing beside some that do are mistakes, and defaults fit every shipped trunk.
+#[test]
+fn names_that_match_nothing_are_refused_and_told() {
+    for (line, word) in [
+        ("--method lora --targets q_proj,nope", "nope"),
+        ("--method sora --targets nope,q_proj", "nope"),
+        ("--method block-sparse --targets fc1,nope", "nope"),
+        ("--method s2ft --pairs fc1:fc2,v_proj:nope", "v_proj:nope"),
+        ("--method sparse-adapter --places mlp,nope --density 0.5", "nope"),
+    ] {
+        refused(&format!("{line} --steps 1"), &[], word);
+    }
+    let dir = scratch("names");
+    let caption = report("--task caption --method s2ft --density 0.25 --steps 1 --batch 4 --score random", &dir, &[]);
+    assert!(caption["adapter"].as_str().unwrap().contains("density 25.0 %"), "{}", caption["adapter"]);
+}
+
+/// Blocks chosen before the head has learned anything are chosen badly: without options a quarter of them is, and the others follow.
+#[test]
+fn the_default_moves_with_the_length_of_the_run() {
+    let dir = scratch("default");
+    let report = report("--method block-sparse --density 0.05 --steps 40 --eval-every 1 --score-batches 1", &dir, &[]);
+    let counts: Vec<u64> =
+        report["history"].as_array().unwrap().iter().map(|p| p["trainable_params"].as_u64().unwrap()).collect();
+    let blocks = |step: usize| (counts[step - 1] - (counts[39] - 26 * 256)) / 256;
+    assert!((6..=7).contains(&blocks(1)) && blocks(1) < blocks(8) && blocks(8) < 26, "{counts:?}");
+    // The last move comes before step 12, counted from 0.
+    assert_eq!([blocks(13), blocks(40)], [26, 26], "{counts:?}");
+    // Of 512 blocks a share of 0.05 is no whole number.
+    assert!(report["adapter"].as_str().unwrap().ends_with("density 5.1 % (asked for 5.0 %)"), "{}", report["adapter"]);
+    assert_eq!(report["recipe"]["moves_from"], 2);
+    assert_eq!(report["recipe"]["moves_until"], 12);
+}
+
+/// Scoring may take longer than a step: a signal ends it, and nothing that it summed up counts.
+#[cfg(unix)]
+#[test]
+fn a_signal_ends_scoring() {
+    let dir = scratch("signal");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_graftwork"));
+    command.args("finetune --device cpu --method block-sparse --score-batches 10000 --steps 3".split_whitespace());
+    command.arg("--out").arg(&dir).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let started = std::time::Instant::now();
+    while !dir.join(".lock").exists() {
+        assert!(started.elapsed().as_secs() < 60, "the run never started");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    let sent = std::time::Instant::now();
+    let code = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status.code();
+        }
+        assert!(sent.elapsed().as_secs() < 20, "the signal was not heard");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    };
+    assert_eq!(code, Some(130));
+}

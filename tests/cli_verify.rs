@@ -74,6 +74,10 @@ fn verify_takes_names_and_refuses_unknown_ones() {
     let some = graftwork(&["verify", "--device", "cpu", "--quick", "--op", "scale", "--json", path.to_str().unwrap()]);
     assert!(some.status.success(), "{}", stderr(&some));
     assert_eq!(words(json(&path)["rows"].as_array().unwrap(), "op"), ["scale"].into());
+    let both =
+        graftwork(&["verify", "--device", "cpu", "--quick", "--op", "scale,relu", "--json", path.to_str().unwrap()]);
+    assert!(both.status.success(), "{}", stderr(&both));
+    assert_eq!(words(json(&path)["rows"].as_array().unwrap(), "op"), ["relu", "scale"].into());
     for command in ["verify", "bench"] {
         let none = graftwork(&[command, "--device", "cpu", "--op", "convolution"]);
         assert_eq!(none.status.code(), Some(2));
@@ -118,4 +122,42 @@ fn bench_writes_rows_and_a_plot() {
 
     let svg = std::fs::read_to_string(&plot).unwrap();
     assert!(svg.starts_with("<svg") && svg.contains("frozen_linear forward") && svg.contains("floor"), "{svg}");
+}
+
+/// Found before the work is done, not after it.
+#[test]
+fn a_report_that_cannot_be_written_is_refused_at_once() {
+    let occupied = file("reports", "occupied");
+    std::fs::write(&occupied, "a file").unwrap();
+    let below = occupied.join("report.json");
+    for command in ["doctor", "verify", "bench"] {
+        let output = graftwork(&[command, "--device", "cpu", "--json", below.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(output.stdout.is_empty() && stderr(&output).contains("report.json"), "{}", stderr(&output));
+    }
+    let deep = file("reports", "deep").join("er/report.json");
+    let _ = std::fs::remove_dir_all(deep.parent().unwrap());
+    assert!(graftwork(&["doctor", "--device", "cpu", "--json", deep.to_str().unwrap()]).status.success());
+    assert!(deep.is_file());
+}
+
+#[test]
+fn doctor_says_what_it_cannot_explain_and_what_is_absent() {
+    for (args, word) in [
+        (&["--explain", "frozen_linear", "0x0x0"][..], "from 1 to"),
+        (&["--explain", "frozen_linear", "8x8"], "MxNxK"),
+        (&["--explain", "frozen_linear", "8x8x99999999999999999999"], "MxNxK"),
+        (&["--explain", "softmax", "8x8x8"], "frozen_linear"),
+        (&["--device", "tpu"], "tpu"),
+    ] {
+        let output = graftwork(&[&["doctor"], args].concat());
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(stderr(&output).contains(word), "{}", stderr(&output));
+    }
+    if graftwork::Device::cuda(0).is_err() {
+        let output = graftwork(&["doctor", "--device", "cuda"]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("absent"));
+    }
+    assert!(graftwork(&["doctor"]).status.success());
 }

@@ -12,7 +12,7 @@ use super::blocks::{Blocks, Probe, VALUES};
 use super::choose::{of, require_telling};
 use super::{Allocation, Family, Patterns, Scores, Site, require_block};
 use crate::adapters::attach::{Attached, path_matches};
-use crate::adapters::{AttachReport, Insert, InsertPoint, Trunk};
+use crate::adapters::{AttachReport, Insert, InsertPoint, Sites, Trunk};
 use crate::autograd::{Tape, Var};
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -194,7 +194,7 @@ impl Family for SparseAdapterConfig {
         probe: Option<&Probe>,
         params: &mut ParamSetBuilder,
     ) -> Result<AttachReport> {
-        let mut report = AttachReport::default();
+        let mut report = AttachReport { sites: Sites::Places, ..AttachReport::default() };
         for point in self.points(trunk)? {
             self.check(point)?;
             let [down, up] = sites_of(point, self.width);
@@ -219,6 +219,8 @@ impl Family for SparseAdapterConfig {
             report.attached.push(Attached { module: point.name().to_string(), rank: self.width, params: numel });
             point.insert(SparseAdapter { down, up, activation: self.activation, scale: self.scale });
         }
+        let unused = |name: &&String| !report.attached.iter().any(|a| path_matches(&a.module, name));
+        report.unmatched_patterns = self.places.iter().filter(unused).cloned().collect();
         Ok(report)
     }
 }

@@ -14,6 +14,7 @@
 
 use super::blocks::Probe;
 use super::{Allocation, BlockSparseConfig, Family, Patterns, Scores, Site, choose, require_block};
+use crate::adapters::attach::path_matches;
 use crate::adapters::{AttachReport, Trunk};
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -164,6 +165,12 @@ impl Family for CoupledConfig {
         probe: Option<&Probe>,
         params: &mut ParamSetBuilder,
     ) -> Result<AttachReport> {
-        self.inner().attach(trunk, patterns, probe, params)
+        let mut report = self.inner().attach(trunk, patterns, probe, params)?;
+        // Pairs of one maker are alternatives: trunks call its reader differently.
+        let is_there = |pair: &&Coupled| report.attached.iter().any(|a| path_matches(&a.module, &pair.second));
+        let found: Vec<&str> = self.pairs.iter().filter(is_there).map(|pair| pair.first.as_str()).collect();
+        let missed = self.pairs.iter().filter(|pair| !found.contains(&pair.first.as_str()));
+        report.unmatched_patterns = missed.map(|pair| format!("{}:{}", pair.first, pair.second)).collect();
+        Ok(report)
     }
 }

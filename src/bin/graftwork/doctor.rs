@@ -11,11 +11,13 @@ use serde::Serialize;
 use super::output::{self, say};
 
 #[derive(clap::Args)]
+#[command(after_help = "Exit code: 2 if the device that --device names is not there.")]
 pub struct Args {
     /// Look at this device alone: cpu, cuda, cuda:N, emulated[:sm_80|:sm_90a] [default: the CPU and every GPU]
     #[arg(long)]
     device: Option<String>,
-    /// Which kernels could carry out an op, and why each is taken or not: OP MxNxK, as in frozen_linear 8192x4096x4096
+    /// Which kernels could carry out an op, and why each is taken or not: OP MxNxK, as in frozen_linear 8192x4096x4096; the op is
+    /// frozen_linear
     #[arg(long, num_args = 2, value_names = ["OP", "SHAPE"])]
     explain: Option<Vec<String>>,
     /// Write the findings as JSON
@@ -49,6 +51,9 @@ struct DeviceFindings {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
+    if let Some(path) = &args.json {
+        output::prepare(path)?;
+    }
     if let Some([op, shape]) = args.explain.as_deref() {
         return explain(args, op, shape);
     }
@@ -71,7 +76,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         output::write_json(path, &findings)?;
     }
     let asked_and_absent = args.device.is_some() && findings.devices.iter().any(|d| !d.usable);
-    Ok(if asked_and_absent { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if asked_and_absent { ExitCode::from(2) } else { ExitCode::SUCCESS })
 }
 
 fn refused(argument: &'static str, expected: &str, got: &str) -> Error {
@@ -87,6 +92,9 @@ struct Verdict {
     refusal: Option<String>,
 }
 
+/// Three of them multiply to less than 2^63.
+const MOST_EXTENT: usize = 1 << 20;
+
 /// On the GPU of `--device`, or else on an H200.
 fn explain(args: &Args, op: &str, shape: &str) -> Result<ExitCode> {
     let gpu = match &args.device {
@@ -96,9 +104,10 @@ fn explain(args: &Args, op: &str, shape: &str) -> Result<ExitCode> {
     if op != "frozen_linear" {
         return Err(refused("op", "frozen_linear", op));
     }
-    let extents: Option<Vec<usize>> = shape.split('x').map(|e| e.parse().ok()).collect();
+    let extent = |text: &str| text.parse().ok().filter(|e| (1..=MOST_EXTENT).contains(e));
+    let extents: Option<Vec<usize>> = shape.split('x').map(extent).collect();
     let Some(&[m, n, k]) = extents.as_deref() else {
-        return Err(refused("shape", "MxNxK", shape));
+        return Err(refused("shape", &format!("MxNxK, each from 1 to {MOST_EXTENT}"), shape));
     };
     let mut verdicts = Vec::new();
     for dtype in [DType::BF16, DType::F16, DType::F32] {

@@ -44,7 +44,7 @@ fn main() -> ExitCode {
     }
     let outcome = match cli.command {
         Command::Doctor(args) => doctor::run(&args),
-        Command::Finetune(args) => finetune::run(&args),
+        Command::Finetune(mut args) => finetune::run(&mut args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),
     };

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use graftwork::{Error, Result};
+use indicatif::ProgressBar;
 use serde::Serialize;
 
 /// Rows under a header, columns as wide as their widest cell; numbers (cells that start with a digit or sign) to the right.
@@ -35,6 +36,21 @@ pub fn percent(share: f64) -> String {
     format!("{:.2} %", 100.0 * share)
 }
 
+/// Says on a terminal what goes on, for as long as it lives.
+pub struct Working(ProgressBar);
+
+pub fn working(what: &'static str) -> Working {
+    let bar = ProgressBar::new_spinner().with_message(what);
+    bar.enable_steady_tick(std::time::Duration::from_millis(120));
+    Working(bar)
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
 /// Prints a line. A reader that has gone away, or a full disk behind stdout, must not end a run whose files are still to be written.
 macro_rules! say {
     ($($part:tt)*) => {{
@@ -44,8 +60,11 @@ macro_rules! say {
 }
 pub(crate) use say;
 
-/// Fails now if [`write`] could not write `path` later, when the work is done.
-pub fn probe(path: &Path) -> Result<()> {
+/// Makes the directories that `path` lies in, and fails now if [`write`] could not write it later, when the work is done.
+pub fn prepare(path: &Path) -> Result<()> {
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).map_err(|source| Error::Io { path: path.into(), source })?;
+    }
     if path.is_dir() {
         return Err(Error::File { path: path.into(), reason: "is a directory, expected a file".into() });
     }

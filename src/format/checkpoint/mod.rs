@@ -327,14 +327,19 @@ pub fn latest(run: impl AsRef<Path>) -> Result<Option<Latest>> {
     passed_over.into_iter().next().map_or(Ok(None), Err)
 }
 
-/// Removes all checkpoints but the newest `keep` complete ones (at least one) and any newer than those, and what a process that died
-/// while saving has left. Only for who alone writes into the directory.
-pub fn prune(run: impl AsRef<Path>, keep: usize) -> Result<()> {
+/// Removes what a process that died while saving has left. Only for who alone writes into the directory.
+pub fn sweep(run: impl AsRef<Path>) -> Result<()> {
     for leftover in entries(run.as_ref())?.iter().filter_map(|name| name.strip_suffix(".partial")) {
         if step_of(leftover).is_some() && run.as_ref().join(format!("{leftover}.partial")).is_dir() {
             discard_partial(&run.as_ref().join(leftover))?;
         }
     }
+    Ok(())
+}
+
+/// Removes all checkpoints but the newest `keep` complete ones (at least one) and any newer than those; [`sweep`]s before.
+pub fn prune(run: impl AsRef<Path>, keep: usize) -> Result<()> {
+    sweep(run.as_ref())?;
     let mut kept = 0;
     for (_, path) in steps(run.as_ref())?.into_iter().rev() {
         if kept >= keep.max(1) {

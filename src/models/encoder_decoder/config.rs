@@ -239,8 +239,8 @@ impl EncoderDecoderConfig {
                 return Err(format!("a size of the model is {size}, expected 1 to {LIMIT}"));
             }
         }
-        if self.layers.iter().any(|&layers| layers > LIMIT) {
-            return Err(format!("{:?} layers, expected at most {LIMIT}", self.layers));
+        if self.layers.iter().any(|&layers| layers == 0 || layers > LIMIT) {
+            return Err(format!("{:?} layers in encoder and decoder, expected 1 to {LIMIT} in each", self.layers));
         }
         if let Places::Relative { buckets, distance } = self.places
             && (buckets < 4 || !buckets.is_multiple_of(2) || distance <= buckets / 2)

@@ -91,6 +91,7 @@ impl VitConfig {
             ("image_size", self.image),
             ("patch_size", self.patch),
             ("num_channels", self.channels),
+            ("num_hidden_layers", self.layers),
         ];
         // Far above any model, and low enough that products of three stay below 2^63.
         const LIMIT: usize = 1 << 20;
@@ -98,9 +99,6 @@ impl VitConfig {
             if size == 0 || size > LIMIT {
                 return Err(format!("`{name}` is {size}, expected 1 to {LIMIT}"));
             }
-        }
-        if self.layers > LIMIT {
-            return Err(format!("`num_hidden_layers` is {}, expected at most {LIMIT}", self.layers));
         }
         if !self.hidden.is_multiple_of(self.heads) {
             return Err(format!("{} heads do not divide a hidden size of {}", self.heads, self.hidden));

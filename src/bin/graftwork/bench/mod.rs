@@ -10,12 +10,13 @@ mod timing;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::PossibleValuesParser;
 use graftwork::{DType, Device, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::output::{self, say};
-use crate::verify::{DTYPES, known_ops, open_executing};
+use crate::verify::{DTYPES, open_executing};
 use cublas::Blas;
 use table::{Baseline, Cost, Entry, Pass, Size};
 use timing::{Bare, Effort, Job, Peak, Timing, sets, time};
@@ -39,8 +40,8 @@ pub struct Args {
     /// cpu, cuda, cuda:N, emulated[:sm_80|:sm_90a] [default: a GPU if there is one, else the CPU]
     #[arg(long)]
     device: Option<String>,
-    /// Only these ops
-    #[arg(long, value_name = "NAME", num_args = 1..)]
+    /// Only these ops, separated by spaces or commas
+    #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',', value_parser = PossibleValuesParser::new(names()))]
     op: Vec<String>,
     /// Write every row as JSON
     #[arg(long, value_name = "FILE")]
@@ -91,13 +92,24 @@ struct Report {
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     let device = open_executing(args.device.as_deref(), "bench")?;
-    let mut known: Vec<&str> = table::all(DType::F32).iter().map(Entry::op).collect();
-    known.dedup();
-    known_ops(&args.op, &known, "bench")?;
+    for path in args.json.iter().chain(&args.plot) {
+        output::prepare(path)?;
+    }
     // Whoever counts has no times worth showing.
     let counts = device.take_counters().is_some();
     let work = chosen(args, &device, counts);
     if counts { counting::run(args, &device, &work) } else { timed(args, device, &work) }
+}
+
+/// Of every op, in the order of the table.
+fn names() -> Vec<&'static str> {
+    let mut names = Vec::new();
+    for entry in table::all(DType::F32) {
+        if !names.contains(&entry.op()) {
+            names.push(entry.op());
+        }
+    }
+    names
 }
 
 fn chosen(args: &Args, device: &Device, counts: bool) -> Vec<(DType, Entry)> {

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::methods::{self, Method};
 use super::options::{COUNT, FROM_0, number, share, size, whole};
-use super::tasks::{self, Task};
+use super::tasks;
 use crate::device;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -182,13 +182,13 @@ impl Args {
         Ok(self.trunk.clone().unwrap_or_else(|| shipped.into()))
     }
 
-    /// The recipe of a run of `method` that starts now.
-    pub fn recipe(&self, method: &str, task: &dyn Task) -> Result<Recipe> {
-        let fingerprint = tasks::fingerprint(&self.trunk()?, task.trunk_files())?;
-        self.recipe_on(method, fingerprint, task.samples())
+    /// Whether an option stands on the command line.
+    pub fn is_given(&self, option: &str) -> bool {
+        self.given.iter().any(|given| given == option)
     }
 
-    pub fn recipe_on(&self, method: &str, trunk_fingerprint: String, samples: usize) -> Result<Recipe> {
+    /// The recipe of a run of `method` that starts now.
+    pub fn recipe(&self, method: &str, trunk_fingerprint: String, samples: usize) -> Result<Recipe> {
         let bad = |argument, expected: &str, got: String| Error::Value {
             op: "finetune",
             argument,

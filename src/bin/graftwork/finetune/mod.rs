@@ -7,6 +7,7 @@ mod lock;
 mod methods;
 mod model;
 pub mod options;
+mod plan;
 mod plot;
 mod report;
 mod resume;
@@ -17,13 +18,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 pub use args::Args;
-use args::{Recipe, Recompute};
+use args::Recompute;
 use graftwork::device::on_workers;
+use graftwork::format::checkpoint;
 use graftwork::{Device, Error, Result};
 use lock::Lock;
 use model::Adapted;
+use plan::{Plan, Planned};
 use report::{Report, RunReport};
-use serde_json::Value;
 use tasks::Task;
 use train::Trainer;
 
@@ -36,17 +38,17 @@ const POINTS: u64 = 50;
 /// Exit code of a run that Ctrl-C ended: 128 + SIGINT, as shells do.
 const INTERRUPTED: u8 = 130;
 
-pub fn run(args: &Args) -> Result<ExitCode> {
+pub fn run(args: &mut Args) -> Result<ExitCode> {
+    plan::take_up(args)?;
+    let args = &*args;
     options::require_read(args)?;
+    for path in args.json.iter().chain(&args.plot) {
+        output::prepare(path)?;
+    }
     let device = device::open(args.device.as_deref())?;
     let entry = tasks::by_name(&args.task)?;
     if let Some(study) = entry.study {
         return study(args, &device);
-    }
-    let task = (entry.open)(args.data.as_deref().unwrap_or(Path::new(entry.data)), args.validation)?;
-    say!("{}: {}; trunk {}; device {}", task.title(), task.about(), args.trunk()?.display(), device.name());
-    for path in args.json.iter().chain(&args.plot) {
-        output::probe(path)?;
     }
     let repeated = args.method.iter().enumerate().any(|(i, method)| args.method[..i].contains(method));
     if repeated {
@@ -57,10 +59,19 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             got: format!("{:?}", args.method),
         });
     }
+    let task = (entry.open)(args.data.as_deref().unwrap_or(Path::new(entry.data)), args.validation)?;
+    say!("{}: {}; trunk {}; device {}", task.title(), task.about(), args.trunk()?.display(), device.name());
+    let plan = match &args.resume {
+        Some(dir) => Plan::resumed(dir, args, &*task)?,
+        None => Plan::new(args, &*task)?,
+    };
+    let _lock = plan.write(args)?;
     let interrupt = train::Interrupt::install();
     let mut runs = Vec::new();
-    for planned in plan(args, &*task)? {
-        let run = on_workers(|| one(args, planned, &*task, &device, &interrupt))?;
+    for planned in &plan.runs {
+        let place = |dir: &Option<PathBuf>| dir.as_deref().map(|dir| plan.place(dir, planned));
+        let places = Places { out: place(&args.out), resumed: place(&args.resume) };
+        let run = on_workers(|| one(args, planned, places, &*task, &device, &interrupt))?;
         let stopped = run.interrupted;
         runs.push(run);
         if stopped {
@@ -79,62 +90,34 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }
 
-/// A run that was asked for.
-struct Planned {
-    recipe: Recipe,
-    /// Its directory within those of several runs.
-    part: Option<String>,
+/// Directories of a part of the run.
+struct Places {
+    out: Option<PathBuf>,
+    resumed: Option<PathBuf>,
 }
 
-/// One run for each method, or for each of the settings that its options name.
-fn plan(args: &Args, task: &dyn Task) -> Result<Vec<Planned>> {
-    let mut recipes = Vec::new();
-    for method in &args.method {
-        // A resumed run has its trunk told by its checkpoint.
-        let recipe = match &args.resume {
-            Some(_) => args.recipe_on(method, String::new(), task.samples())?,
-            None => args.recipe(method, task)?,
-        };
-        let each = recipe.method()?.each()?;
-        if each.is_empty() {
-            recipes.push((method.clone(), recipe));
-            continue;
-        }
-        for settings in each {
-            let Value::Object(settings) = settings else { continue };
-            let recipe = Recipe { settings, ..recipe.clone() };
-            let name = recipe.method()?.note().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
-            recipes.push((format!("{method}-{name}"), recipe));
-        }
-    }
-    let several = recipes.len() > 1;
-    Ok(recipes.into_iter().map(|(part, recipe)| Planned { recipe, part: several.then_some(part) }).collect())
-}
-
-/// A run from start to reloaded adapter.
+/// A part of the run from start, or from its checkpoint, to reloaded adapter.
 fn one(
     args: &Args,
-    planned: Planned,
+    planned: &Planned,
+    Places { out, resumed }: Places,
     task: &dyn Task,
     device: &Device,
     interrupt: &train::Interrupt,
 ) -> Result<RunReport> {
-    let Planned { recipe, part } = planned;
-    let place = |dir: &Option<PathBuf>| dir.as_deref().map(|dir| part.as_ref().map_or(dir.into(), |p| dir.join(p)));
-    let resumed = place(&args.resume);
     // A resumed run goes on in its own directory unless told otherwise.
-    let out = place(&args.out).or_else(|| resumed.as_deref().map(resume::run_directory));
+    let out = out.or_else(|| resumed.as_deref().map(resume::run_directory));
     // Before anything is read there; a directory that is not there yet has no other run.
     let mut lock = out.as_deref().filter(|dir| dir.is_dir()).map(Lock::take).transpose()?;
-    let mut trainer = match &resumed {
-        Some(dir) => resume::resume(dir, args, &recipe, task, device)?,
+    // Of several parts some may not have been begun.
+    let mut trainer = match resumed.filter(|dir| resume::is_begun(dir)) {
+        Some(dir) => resume::resume(&dir, args, task, device)?,
         None => {
             if let Some(dir) = &out {
                 resume::require_no_checkpoints(dir)?;
             }
-            let recipe = choose::settle(recipe, args, task, device, interrupt)?;
-            let pace = args.pace(&recipe, task.samples())?;
-            Trainer::start(Adapted::fresh(&recipe, task, device)?, recipe, pace, task.samples())?
+            let recipe = choose::settle(planned.recipe.clone(), args, task, device, interrupt)?;
+            Trainer::start(Adapted::fresh(&recipe, task, device)?, recipe, planned.pace, task.samples())?
         }
     };
     let sometimes = args.plot.is_some().then_some((trainer.pace.last_step / POINTS).max(1));
@@ -148,14 +131,19 @@ fn one(
         if lock.is_none() {
             lock = Some(Lock::take(dir)?);
         }
+        checkpoint::sweep(dir)?;
     }
-    let before = trainer.adapted.scores()?;
+    let score = |adapted: &Adapted| {
+        let _shown = output::working("scoring the held-out samples");
+        adapted.scores()
+    };
+    let before = score(&trainer.adapted)?;
     let all_tracked = trainer.bytes_if_all_tracked()?;
     let trained = trainer.run(out.as_deref(), interrupt)?;
-    let after = trainer.adapted.scores()?;
+    let after = score(&trainer.adapted)?;
     let saved_to = tempdir_unless(out.as_deref())?;
     trainer.adapted.saved(&recipe)?.save(saved_to.path())?;
-    let reloaded = Adapted::reload(saved_to.path(), &recipe, task, device)?.scores()?;
+    let reloaded = score(&Adapted::reload(saved_to.path(), &recipe, task, device)?)?;
     drop(lock);
     Ok(RunReport::new(&trainer, task.title(), trained, [before, after, reloaded], all_tracked, out))
 }

@@ -96,9 +96,12 @@ impl fmt::Display for Told {
 /// Options that a task or a method reads, by the names of their fields.
 pub struct Read {
     names: &'static [&'static str],
-    /// Where that depends on other options: on which, in words, and whether it holds.
-    when: Option<(&'static str, fn(&Args) -> bool)>,
+    /// Where that depends on other options.
+    when: Option<Condition>,
 }
+
+/// In words, and whether it holds.
+type Condition = (&'static str, fn(&Args) -> bool);
 
 impl Read {
     pub const fn always(names: &'static [&'static str]) -> Self {

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::args::{Args, Pace, Recipe};
 use super::model::Adapted;
 use super::options;
+use super::plan;
 use super::tasks::{self, Task};
 use super::train::{Course, Trainer};
 
@@ -57,29 +58,34 @@ pub fn require_no_checkpoints(dir: &Path) -> Result<()> {
     Err(Error::File { path: dir.into(), reason })
 }
 
+/// Whether there is something in `dir` to go on from.
+pub fn is_begun(dir: &Path) -> bool {
+    is_checkpoint(dir) || !matches!(checkpoint::latest(dir), Ok(None))
+}
+
+/// Recipe and pace of the newest checkpoint in `dir`, unchecked; `None` where there is none.
+pub fn recipe_in(dir: &Path) -> Result<Option<(Recipe, Pace)>> {
+    let path = match is_checkpoint(dir) {
+        true => dir.to_path_buf(),
+        false => match checkpoint::latest(dir)? {
+            Some(latest) => latest.path,
+            None => return Ok(None),
+        },
+    };
+    let file = path.join("state.json");
+    let bytes = std::fs::read(&file).map_err(|source| Error::Io { path: file.clone(), source })?;
+    let state = State::parse(&file, &bytes)?;
+    let course: Course = from_value(&file, &state.schedule)?;
+    Ok(Some((from_value(&file, &state.config)?, course.pace)))
+}
+
 /// The newest complete checkpoint in `dir`, or `dir` itself if it is one, ready to train on.
-pub fn resume(dir: &Path, args: &Args, planned: &Recipe, task: &dyn Task, device: &Device) -> Result<Trainer> {
+pub fn resume(dir: &Path, args: &Args, task: &dyn Task, device: &Device) -> Result<Trainer> {
     let path = if is_checkpoint(dir) { dir.to_path_buf() } else { newest(dir)? };
     let saved = Checkpoint::load(&path, device)?;
     let mut recipe: Recipe = from_value(&path, &saved.state.config)?;
-    if let Some(trunk) = &args.trunk {
-        recipe.trunk.clone_from(trunk);
-    }
     let Course { mut pace, history } = from_value(&path, &saved.state.schedule)?;
-    require_in_range(&path, &recipe, &pace)?;
-    hold_to_what_was_given(&path, args, planned, &recipe, &pace)?;
-    if recipe.validation != args.validation {
-        let with = if recipe.validation { "with" } else { "without" };
-        let reason = format!("was made {with} --validation; go on {with} it");
-        return Err(Error::File { path, reason });
-    }
-    if tasks::fingerprint(&recipe.trunk, task.trunk_files())? != recipe.trunk_fingerprint {
-        let reason =
-            format!("was trained on another trunk than {}; pass --trunk DIR of that one", recipe.trunk.display());
-        return Err(Error::File { path, reason });
-    }
-    pace.save_every = args.save_every.or(pace.save_every);
-    pace.last_step = args.last_step(&recipe, task.samples(), pace.last_step);
+    hold(&path, args, &mut recipe, &mut pace, task)?;
     let adapted = Adapted::like(&path, &saved.adapter, &recipe, task, device)?;
     saved.restore(&path, &adapted.params)?;
     let mut trainer = Trainer::start(adapted, recipe, pace, task.samples())?;
@@ -102,27 +108,48 @@ pub fn resume(dir: &Path, args: &Args, planned: &Recipe, task: &dyn Task, device
     Ok(trainer)
 }
 
+/// Holds what was read from `path` to what it can be, to what the command line says and to the trunk that is there; takes over from the
+/// command line what may change.
+pub fn hold(path: &Path, args: &Args, recipe: &mut Recipe, pace: &mut Pace, task: &dyn Task) -> Result<()> {
+    require_in_range(path, recipe, pace)?;
+    hold_to_what_was_given(path, args, recipe, pace, task.samples())?;
+    if let Some(trunk) = &args.trunk {
+        recipe.trunk.clone_from(trunk);
+    }
+    if tasks::fingerprint(&recipe.trunk, task.trunk_files())? != recipe.trunk_fingerprint {
+        let reason =
+            format!("was trained on another trunk than {}; pass --trunk DIR of that one", recipe.trunk.display());
+        return Err(Error::File { path: path.into(), reason });
+    }
+    pace.save_every = args.save_every.or(pace.save_every);
+    pace.last_step = args.last_step(recipe, task.samples(), pace.last_step);
+    Ok(())
+}
+
 fn newest(dir: &Path) -> Result<PathBuf> {
-    let Some(latest) = checkpoint::latest(dir)? else {
-        let mut below: Vec<String> = std::fs::read_dir(dir)
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|run| matches!(checkpoint::latest(run), Ok(Some(_))))
-            .map(|run| run.display().to_string())
-            .collect();
-        below.sort_unstable();
-        let hint = if below.is_empty() {
-            "start a run with --out DIR --save-every N".to_string()
-        } else {
-            format!("it compares runs; resume one of {}", below.join(", "))
-        };
-        return Err(Error::File { path: dir.into(), reason: format!("holds no checkpoint; {hint}") });
-    };
+    let Some(latest) = checkpoint::latest(dir)? else { return Err(nothing_there(dir)) };
     for error in &latest.passed_over {
         eprintln!("passed over: {error}");
     }
     Ok(latest.path)
+}
+
+/// No checkpoint, where one was to be resumed.
+pub fn nothing_there(dir: &Path) -> Error {
+    let mut below: Vec<String> = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|run| matches!(checkpoint::latest(run), Ok(Some(_))))
+        .map(|run| run.display().to_string())
+        .collect();
+    below.sort_unstable();
+    let hint = if below.is_empty() {
+        "start a run with --out DIR --save-every N".to_string()
+    } else {
+        format!("it compares runs; resume one of {}", below.join(", "))
+    };
+    Error::File { path: dir.into(), reason: format!("holds no checkpoint; {hint}") }
 }
 
 /// What is read was perhaps not written by this command.
@@ -145,21 +172,26 @@ fn require_in_range(path: &Path, recipe: &Recipe, pace: &Pace) -> Result<()> {
 }
 
 /// A resumed run has the recipe of its checkpoint. An option on the command line that says otherwise is an error, not ignored.
-fn hold_to_what_was_given(path: &Path, args: &Args, planned: &Recipe, recipe: &Recipe, pace: &Pace) -> Result<()> {
-    let (trunk, trunk_fingerprint) = (recipe.trunk.clone(), recipe.trunk_fingerprint.clone());
-    let asked = Recipe { trunk, trunk_fingerprint, ..planned.clone() };
-    let (asked, saved) = (as_value(path, &asked)?, as_value(path, recipe)?);
-    let mut differ: Vec<String> = args
-        .given
-        .iter()
-        .filter(|id| saved.get(id.as_str()).is_some() && saved.get(id.as_str()) != asked.get(id.as_str()))
-        .map(|id| format!("--{} (it has {})", id.replace('_', "-"), saved[id.as_str()]))
-        .collect();
-    let given = |id: &str| args.given.iter().any(|g| g == id);
-    if given("lr") && args.lr != pace.schedule.lr {
+fn hold_to_what_was_given(path: &Path, args: &Args, recipe: &Recipe, pace: &Pace, samples: usize) -> Result<()> {
+    let saved = as_value(path, recipe)?;
+    // Where options name several settings, the recipe is one of them.
+    let mut closest: Option<Vec<String>> = None;
+    for (_, asked) in plan::asked(args, &recipe.method, &recipe.trunk_fingerprint, samples)? {
+        // Another place of the same trunk is no other setting.
+        let asked = as_value(path, &Recipe { trunk: recipe.trunk.clone(), ..asked })?;
+        let differs =
+            |id: &&String| saved.get(id.as_str()).is_some() && saved.get(id.as_str()) != asked.get(id.as_str());
+        let said = |id: &String| format!("--{} (it has {})", id.replace('_', "-"), saved[id.as_str()]);
+        let differ: Vec<String> = args.given.iter().filter(differs).map(said).collect();
+        if closest.as_ref().is_none_or(|closest| differ.len() < closest.len()) {
+            closest = Some(differ);
+        }
+    }
+    let mut differ = closest.unwrap_or_default();
+    if args.is_given("lr") && args.lr != pace.schedule.lr {
         differ.push(format!("--lr (it has {})", pace.schedule.lr));
     }
-    if given("warmup") && args.warmup != pace.schedule.warmup_steps {
+    if args.is_given("warmup") && args.warmup != pace.schedule.warmup_steps {
         differ.push(format!("--warmup (it has {})", pace.schedule.warmup_steps));
     }
     let decay = args.schedule.map(graftwork::optim::Decay::from);

@@ -131,7 +131,10 @@ impl Trainer {
         let mut interrupted = false;
         let mut saved_at = None;
         while self.step < last {
-            self.reshape()?;
+            if !self.reshape(&bar, interrupt)? {
+                interrupted = true;
+                break;
+            }
             let loss = self.one_step()?;
             if self.eval_every.is_some_and(|n| self.step.is_multiple_of(n)) {
                 self.look()?;
@@ -166,15 +169,23 @@ impl Trainer {
         Ok(Trained { seconds, steps, retained_peak_bytes: self.peak_bytes, interrupted })
     }
 
-    /// Before a step: the method may take another form. Values and moments follow it, and nothing is kept of what is gone.
-    fn reshape(&mut self) -> Result<()> {
+    /// Before a step: the method may take another form. Values and moments follow it, and nothing is kept of what is gone. False where the run
+    /// was interrupted before that was decided.
+    fn reshape(&mut self, bar: &ProgressBar, interrupt: &Interrupt) -> Result<bool> {
         let (step, seed) = (self.step, self.recipe.seed);
         // The order of data belongs to the trainer, and the method may ask for batches ahead of its turn.
         let (samples, recipe) = (self.samples, &self.recipe);
         let mut batches = |step| batch_of(recipe, samples, step, &mut (None, Vec::new()));
+        let mut stopped = false;
+        let mut goes_on = |done, of| {
+            bar.set_message(format!("scoring {done}/{of}"));
+            stopped = interrupt.asked();
+            !stopped
+        };
         let Adapted { model, method, params, .. } = &mut self.adapted;
-        let mut moment = Moment { step, seed, model: &mut **model, params, batches: &mut batches };
-        let Some(carry) = method.reshape(&mut moment)? else { return Ok(()) };
+        let mut moment =
+            Moment { step, seed, model: &mut **model, params, batches: &mut batches, goes_on: &mut goes_on };
+        let Some(carry) = method.reshape(&mut moment)? else { return Ok(!stopped) };
         let old = self.adapted.attach_again(seed)?;
         let params = &self.adapted.params;
         carry.values(&old, params)?;
@@ -183,7 +194,7 @@ impl Trainer {
         if self.other_grads.is_some() {
             self.other_grads = Some(Grads::zeros(params)?);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Notes how the run stands.

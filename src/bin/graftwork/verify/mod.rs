@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use clap::builder::PossibleValuesParser;
 use graftwork::{DType, Device, Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -37,8 +38,8 @@ pub struct Args {
     /// cpu, cuda, cuda:N, emulated[:sm_80|:sm_90a] [default: a GPU if there is one, else the CPU]
     #[arg(long)]
     device: Option<String>,
-    /// Only these ops
-    #[arg(long, value_name = "NAME", num_args = 1..)]
+    /// Only these ops, separated by spaces or commas
+    #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',', value_parser = PossibleValuesParser::new(names()))]
     op: Vec<String>,
     /// Write every row and the summary as JSON
     #[arg(long, value_name = "FILE")]
@@ -53,7 +54,10 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     let device = open_executing(args.device.as_deref(), "verify")?;
-    let cases = chosen(args)?;
+    if let Some(path) = &args.json {
+        output::prepare(path)?;
+    }
+    let cases = chosen(args);
     let start = Instant::now();
     let bar = progress(cases.len());
     let mut report = Report::new(&device);
@@ -86,29 +90,20 @@ pub fn open_executing(name: Option<&str>, op: &'static str) -> Result<Device> {
     Ok(device)
 }
 
-/// The names asked for must be among `known`.
-pub fn known_ops(asked: &[String], known: &[&str], op: &'static str) -> Result<()> {
-    match asked.iter().find(|name| !known.contains(&name.as_str())) {
-        None => Ok(()),
-        Some(name) => Err(Error::Value {
-            op,
-            argument: "--op",
-            expected: format!("one of {}", known.join(", ")),
-            got: name.clone(),
-        }),
-    }
-}
-
-fn chosen(args: &Args) -> Result<Vec<Case>> {
-    let mut cases = cases::all();
-    // Stable: cases of one op come together, in the order of the table.
-    let mut names: Vec<&str> = Vec::new();
-    for case in &cases {
+/// Of every op, in the order of the table.
+fn names() -> Vec<&'static str> {
+    let mut names = Vec::new();
+    for case in cases::all() {
         if !names.contains(&case.op) {
             names.push(case.op);
         }
     }
-    known_ops(&args.op, &names, "verify")?;
+    names
+}
+
+fn chosen(args: &Args) -> Vec<Case> {
+    let (mut cases, names) = (cases::all(), names());
+    // Stable: cases of one op come together.
     cases.sort_by_key(|case| names.iter().position(|n| *n == case.op));
     cases.retain(|case| args.op.is_empty() || args.op.iter().any(|name| name == case.op));
     if args.quick {
@@ -120,7 +115,7 @@ fn chosen(args: &Args) -> Result<Vec<Case>> {
         }
         cases = kept;
     }
-    Ok(cases)
+    cases
 }
 
 /// At most `n` of `all`, evenly spread, the last among them.

@@ -6,7 +6,7 @@ use graftwork::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Entry, Method, open, to_value};
+use super::{Entry, Method, open, to_value, told};
 use crate::finetune::options::{Read, WIDTH, size};
 
 pub const ADAPTER: Entry = Entry {
@@ -153,7 +153,7 @@ impl Ia3 {
 
 impl Method for Ia3 {
     fn attach(&self, trunk: &mut dyn Trunk, params: &mut ParamSetBuilder) -> Result<String> {
-        Ok(self.config()?.attach(trunk, params)?.to_string())
+        told(self.config()?.attach(trunk, params)?)
     }
 
     fn note(&self) -> String {

@@ -10,11 +10,11 @@ use graftwork::adapters::{LoraConfig, Trunk, parse_targets};
 use graftwork::format::adapter::NativeAdapter;
 use graftwork::optim::{AdamW, Carry, DensitySchedule};
 use graftwork::tensor::{ParamSet, ParamSetBuilder};
-use graftwork::{Error, Result, Tensor};
+use graftwork::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Entry, Method, Model, Moment, Options, Picture, to_value};
+use super::{Entry, Method, Model, Moment, Options, Picture, to_value, told};
 use crate::finetune::options::{COUNT, FROM_0, PART, Read, SHARE, number, one_of, size, whole};
 
 pub const ENTRY: Entry = Entry {
@@ -26,10 +26,10 @@ pub const ENTRY: Entry = Entry {
         BLOCKS,
         SCORED,
         MOVED,
-        TIMES,
+        Read::when(TIMES, "unless --density-start is --density", |args| args.methods.block_sparse.moves(PROGRESSIVE)),
         LASSO,
     ],
-    settings: |options, _| to_value(&BlockSparse::from(options)?),
+    settings: |options, steps| to_value(&BlockSparse::from(options, steps)?),
     open: |settings| Ok(Box::new(Chosen::<BlockSparse>::open(settings)?)),
 };
 
@@ -44,10 +44,7 @@ pub const SCORED: Read = Read::when(&["score_batches"], "with --score gradient o
 pub const MOVED: Read = Read::always(&["density_start", "regrow", "lasso"]);
 
 /// When they do.
-pub const TIMES: Read =
-    Read::when(&["moves_from", "moves_until", "moves_every"], "with --density-start, --regrow or --lasso", |args| {
-        args.methods.block_sparse.moves()
-    });
+pub const TIMES: &[&str] = &["moves_from", "moves_until", "moves_every"];
 
 pub const LASSO: Read = Read::when(&["preconditioned"], "with --lasso", |args| args.methods.block_sparse.lasso > 0.0);
 
@@ -111,7 +108,8 @@ pub struct BlockSparseOptions {
     /// A low-rank update of this rank beside the blocks; 0 is none
     #[arg(long, default_value_t = 0, value_parser = size(0..=256))]
     pub low_rank: usize,
-    /// Share of the blocks that learn at first; the way to --density is a cubic [default: --density]
+    /// Share of the blocks that learn at first; the way to --density is a cubic [default: --density; for block-sparse without --lasso a
+    /// quarter of it]
     #[arg(long, value_parser = number(SHARE))]
     pub density_start: Option<f64>,
     /// Share of the blocks that give way to others at each move, in [0, 1)
@@ -123,24 +121,33 @@ pub struct BlockSparseOptions {
     /// Divide a block's threshold as Adam divides its step
     #[arg(long)]
     pub preconditioned: bool,
-    /// Step of the first move; blocks move only with --density-start, --regrow or --lasso
-    #[arg(long, default_value_t = 100, value_parser = whole(0..=COUNT))]
-    pub moves_from: u64,
-    /// Step of the last move
-    #[arg(long, default_value_t = 600, value_parser = whole(0..=COUNT))]
-    pub moves_until: u64,
-    /// Steps between moves
-    #[arg(long, default_value_t = 50, value_parser = whole(1..=COUNT))]
-    pub moves_every: u64,
+    /// Step of the first move [default: a twentieth of the run's]
+    #[arg(long, value_parser = whole(0..=COUNT))]
+    pub moves_from: Option<u64>,
+    /// Step of the last move [default: three tenths of the run's]
+    #[arg(long, value_parser = whole(0..=COUNT))]
+    pub moves_until: Option<u64>,
+    /// Steps between moves [default: a sixth of the way from the first to the last]
+    #[arg(long, value_parser = whole(1..=COUNT))]
+    pub moves_every: Option<u64>,
 }
 
 /// Of batches: more than any data set here has, few enough to be scored in minutes.
 const MOST_SCORED: u64 = 10_000;
 
+/// Share of the final blocks that progressive training begins with: those chosen before the head has learned anything are chosen badly.
+const PROGRESSIVE: f64 = 0.25;
+
 impl BlockSparseOptions {
+    /// The density at first; a method begins with `share` of the final one unless told otherwise. A lasso takes away, and begins with all.
+    fn start(&self, share: f64) -> f64 {
+        let share = if self.lasso > 0.0 { 1.0 } else { share };
+        self.density_start.unwrap_or(self.density * share)
+    }
+
     /// Whether blocks move while training goes on.
-    fn moves(&self) -> bool {
-        self.density_start.is_some_and(|start| start != self.density) || self.regrow > 0.0 || self.lasso > 0.0
+    pub fn moves(&self, share: f64) -> bool {
+        self.start(share) != self.density || self.regrow > 0.0 || self.lasso > 0.0
     }
 }
 
@@ -160,18 +167,23 @@ pub struct Moves {
 }
 
 impl Moves {
-    pub fn from(options: &BlockSparseOptions) -> Result<Self> {
+    /// For a run of so many steps that begins with `share` of its blocks.
+    pub fn from(options: &BlockSparseOptions, steps: u64, share: f64) -> Result<Self> {
+        // One that is given moves the other along.
+        let (given_from, given_until) = (options.moves_from, options.moves_until);
+        let from = given_from.unwrap_or_else(|| (steps / 20).min(given_until.unwrap_or(u64::MAX)));
+        let until = given_until.unwrap_or_else(|| (steps * 3 / 10).max(from));
         let moves = Moves {
             density: options.density,
-            density_start: options.density_start.unwrap_or(options.density),
+            density_start: options.start(share),
             score: options.score.into(),
             score_batches: options.score_batches,
             regrow: options.regrow,
             lasso: options.lasso,
             preconditioned: options.preconditioned,
-            moves_from: options.moves_from,
-            moves_until: options.moves_until,
-            moves_every: options.moves_every,
+            moves_from: from,
+            moves_until: until,
+            moves_every: options.moves_every.unwrap_or_else(|| (until.saturating_sub(from) / 6).max(1)),
         };
         moves.sparsity()?;
         Ok(moves)
@@ -187,15 +199,11 @@ impl Moves {
 
     /// Chosen once, and never moved.
     pub fn fixed(options: &BlockSparseOptions) -> Result<Self> {
-        let moves = Moves::from(options)?;
+        let moves = Moves::from(options, 0, 1.0)?;
         Ok(Moves { density_start: moves.density, regrow: 0.0, lasso: 0.0, ..moves })
     }
 
     fn sparsity(&self) -> Result<Sparsity> {
-        if self.score_batches == 0 {
-            let (expected, got) = ("at least 1".into(), "0".into());
-            return Err(Error::Value { op: "finetune", argument: "score-batches", expected, got });
-        }
         let moves = self.density_start != self.density || self.regrow > 0.0 || self.lasso > 0.0;
         let (from, until) = (self.moves_from, self.moves_until);
         let schedule = match moves {
@@ -235,7 +243,7 @@ pub struct BlockSparse {
 }
 
 impl BlockSparse {
-    fn from(options: &Options) -> Result<Self> {
+    fn from(options: &Options, steps: u64) -> Result<Self> {
         let (own, shared) = (&options.block_sparse, &options.lora);
         let settings = BlockSparse {
             targets: shared.targets.clone().unwrap_or_else(|| "all-linear".into()),
@@ -244,7 +252,7 @@ impl BlockSparse {
             low_rank: own.low_rank,
             alpha: shared.alpha.unwrap_or(2.0 * own.low_rank.max(1) as f64),
             dropout: shared.dropout,
-            moves: Moves::from(own)?,
+            moves: Moves::from(own, steps, PROGRESSIVE)?,
         };
         settings.family()?;
         Ok(settings)
@@ -311,16 +319,23 @@ impl<S: Sparse> Method for Chosen<S> {
     }
 
     fn attach(&self, trunk: &mut dyn Trunk, params: &mut ParamSetBuilder) -> Result<String> {
-        let report = self.family.attach(trunk, &self.patterns, None, params)?;
+        let report = told(self.family.attach(trunk, &self.patterns, None, params)?)?;
         if self.patterns.is_empty() {
             return Ok(format!("blocks of {} matrices, to be chosen before the first step", self.shapes.len()));
         }
-        Ok(report.to_string())
+        Ok(report)
     }
 
     fn note(&self) -> String {
-        let (block, density) = (self.family.block(), 100.0 * self.density().unwrap_or(0.0));
-        format!("b={block}, {} blocks, density {density:.1} %", self.existing())
+        let [got, asked] =
+            [self.density().unwrap_or(0.0), self.settings.moves().density].map(|d| format!("{:.1} %", 100.0 * d));
+        let block = self.family.block();
+        if self.patterns.is_empty() {
+            return format!("b={block}, density {asked}");
+        }
+        // Blocks are whole, a lasso takes some, and where they do not compete every matrix has one.
+        let asked = if asked == got { String::new() } else { format!(" (asked for {asked})") };
+        format!("b={block}, {} blocks, density {got}{asked}", self.existing())
     }
 
     fn is_random(&self) -> bool {
@@ -340,6 +355,7 @@ impl<S: Sparse> Method for Chosen<S> {
                 let grads = moment.gradients(self.settings.moves().score_batches, |trunk, builder| {
                     self.family.attach(trunk, &self.patterns, Some(probe), builder).map(drop)
                 })?;
+                let Some(grads) = grads else { return Ok(None) };
                 Some(probe.read(&grads)?)
             }
         };

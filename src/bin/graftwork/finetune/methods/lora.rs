@@ -9,7 +9,7 @@ use graftwork::tensor::{ParamSet, ParamSetBuilder};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Entry, Method, Model, open, to_value};
+use super::{Entry, Method, Model, open, to_value, told};
 use crate::finetune::options::{ABOVE_0, PART, Read, number, size};
 
 pub const ENTRY: Entry = Entry {
@@ -76,7 +76,7 @@ impl Lora {
 
 impl Method for Lora {
     fn attach(&self, trunk: &mut dyn Trunk, params: &mut ParamSetBuilder) -> Result<String> {
-        Ok(self.config()?.attach(trunk, params)?.to_string())
+        told(self.config()?.attach(trunk, params)?)
     }
 
     fn note(&self) -> String {

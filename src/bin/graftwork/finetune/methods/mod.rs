@@ -14,7 +14,7 @@ mod vl_pet;
 
 use std::path::Path;
 
-use graftwork::adapters::{Trunk, native_adapter, restore_native};
+use graftwork::adapters::{AttachReport, Trunk, native_adapter, restore_native};
 use graftwork::format::adapter::{NativeAdapter, SavedAdapter};
 use graftwork::optim::{AdamW, Carry};
 use graftwork::tensor::{ParamSet, ParamSetBuilder};
@@ -184,6 +184,18 @@ pub fn by_name(name: &str) -> Result<&'static Entry> {
 /// The names and their help, for the command line.
 pub fn names() -> clap::builder::PossibleValuesParser {
     ALL.iter().map(|entry| clap::builder::PossibleValue::new(entry.name).help(entry.about)).into()
+}
+
+/// What was attached, as a line for people. Unlike a file that names modules of many trunks, an option that names one means it.
+///
+/// # Errors
+/// [`Error::NoMatch`] with the names that match nothing, although others do.
+fn told(report: AttachReport) -> Result<String> {
+    if report.unmatched_patterns.is_empty() {
+        return Ok(report.to_string());
+    }
+    let there: Vec<String> = report.attached.into_iter().map(|a| a.module).chain(report.untouched_modules).collect();
+    Err(Error::NoMatch { patterns: report.unmatched_patterns, available: there.join(", ") })
 }
 
 /// A method from its settings.

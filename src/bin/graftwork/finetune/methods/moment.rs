@@ -17,6 +17,8 @@ pub struct Moment<'a> {
     pub params: &'a ParamSet,
     /// The samples of this step and of those after it, as far as asked for.
     pub batches: &'a mut dyn FnMut(u64) -> Vec<usize>,
+    /// Told before each batch how many are done of how many; says whether to go on.
+    pub goes_on: &'a mut dyn FnMut(u64, u64) -> bool,
 }
 
 impl Moment<'_> {
@@ -24,12 +26,13 @@ impl Moment<'_> {
         self.model.device().clone()
     }
 
-    /// Gradients, summed over the samples of `steps` steps, of what `attach` puts on the trunk. Parameters have their present values.
+    /// Gradients, summed over the samples of `steps` steps, of what `attach` puts on the trunk. Parameters have their present values. `None`
+    /// where the run is to end: what was summed by then must not count.
     pub fn gradients(
         &mut self,
         steps: u64,
         attach: impl FnOnce(&mut dyn Trunk, &mut ParamSetBuilder) -> Result<()>,
-    ) -> Result<Grads> {
+    ) -> Result<Option<Grads>> {
         let mut builder = ParamSetBuilder::new();
         self.model.learn_heads(&mut builder)?;
         attach(self.model.trunk(), &mut builder)?;
@@ -37,11 +40,14 @@ impl Moment<'_> {
         Carry::whole().values(self.params, &params)?;
         let mut grads = Grads::zeros(&params)?;
         for step in 0..steps {
+            if !(self.goes_on)(step, steps) {
+                return Ok(None);
+            }
             let indices = (self.batches)(self.step + step);
             let mut tape = Tape::deterministic(&params);
             let loss = self.model.loss(&mut tape, &indices, indices.len())?;
             tape.backward(&loss, &mut grads)?;
         }
-        Ok(grads)
+        Ok(Some(grads))
     }
 }

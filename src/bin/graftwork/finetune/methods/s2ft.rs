@@ -18,8 +18,8 @@ pub const ENTRY: Entry = Entry {
 
 #[derive(clap::Args)]
 pub struct S2ftOptions {
-    /// Pairs of linears, maker:reader, separated by commas
-    #[arg(long, default_value = "fc1:fc2,v_proj:o_proj")]
+    /// Pairs of linears, maker:reader, separated by commas; of a maker's readers the trunk must have one
+    #[arg(long, default_value = "fc1:fc2,v_proj:o_proj,v_proj:out_proj")]
     pub pairs: String,
     /// Let the makers' rows learn too, beside the readers' columns
     #[arg(long)]

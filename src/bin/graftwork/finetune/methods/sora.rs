@@ -11,7 +11,7 @@ use graftwork::{Device, Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Entry, Method, Model, Moment, Options, bad_settings, to_value};
+use super::{Entry, Method, Model, Moment, Options, bad_settings, to_value, told};
 use crate::finetune::options::{COUNT, FROM_0, Read, number, whole};
 
 pub const ENTRY: Entry = Entry {
@@ -90,7 +90,7 @@ const RANK: &str = ".sora_rank";
 
 impl Method for Sora {
     fn attach(&self, trunk: &mut dyn Trunk, params: &mut ParamSetBuilder) -> Result<String> {
-        Ok(self.config.attach(trunk, &self.ranks, params)?.to_string())
+        told(self.config.attach(trunk, &self.ranks, params)?)
     }
 
     fn note(&self) -> String {

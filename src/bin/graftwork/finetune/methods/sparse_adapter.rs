@@ -17,10 +17,10 @@ pub const ENTRY: Entry = Entry {
         BLOCKS,
         SCORED,
         MOVED,
-        TIMES,
+        Read::when(TIMES, "with --density-start, --regrow or --lasso", |args| args.methods.block_sparse.moves(1.0)),
         LASSO,
     ],
-    settings: |options, _| to_value(&SparseAdapter::from(options)?),
+    settings: |options, steps| to_value(&SparseAdapter::from(options, steps)?),
     open: |settings| Ok(Box::new(Chosen::<SparseAdapter>::open(settings)?)),
 };
 
@@ -56,7 +56,7 @@ struct SparseAdapter {
 }
 
 impl SparseAdapter {
-    fn from(options: &Options) -> Result<Self> {
+    fn from(options: &Options, steps: u64) -> Result<Self> {
         let own = &options.sparse_adapter;
         Ok(SparseAdapter {
             places: own.places.clone(),
@@ -65,7 +65,7 @@ impl SparseAdapter {
             scale: own.scale,
             up_std: own.up_std,
             block: options.block_sparse.block,
-            moves: Moves::from(&options.block_sparse)?.at_share(1.0 / own.large_sparse as f64)?,
+            moves: Moves::from(&options.block_sparse, steps, 1.0)?.at_share(1.0 / own.large_sparse as f64)?,
         })
     }
 }

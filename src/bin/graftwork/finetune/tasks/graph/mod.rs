@@ -99,9 +99,6 @@ pub struct Point {
 fn run(args: &Args, device: &Device) -> Result<ExitCode> {
     let options = &args.graph;
     let learners = learners(args)?;
-    if let Some(path) = args.json.iter().chain(&args.plot).next() {
-        output::probe(path)?;
-    }
     let data = args.data.as_deref().unwrap_or(Path::new(ENTRY.data));
     let digits = Digits::load(data, 5..10)?;
     let nodes = on_workers(|| Nodes::new(&digits, &args.trunk()?, device))?;
