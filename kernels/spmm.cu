@@ -141,11 +141,11 @@ struct Sum : Place<T, VECTOR_> {
     __device__ __forceinline__ void leave(size_t, size_t slot) {
         if constexpr (VECTOR_) {
             if (slice.left > 0) tile::store<float, N>(p.partial + slot * p.f + slice.first, sums);
-            return;
-        }
+        } else {
 #pragma unroll
-        for (int i = 0; i < N; ++i)
-            if (slice.inside(i)) p.partial[slot * p.f + slice.column(i)] = sums[i];
+            for (int i = 0; i < N; ++i)
+                if (slice.inside(i)) p.partial[slot * p.f + slice.column(i)] = sums[i];
+        }
     }
 
     __device__ __forceinline__ void part(size_t slot) {

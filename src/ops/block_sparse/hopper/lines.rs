@@ -70,7 +70,7 @@ impl Lines<'_> {
     }
 
     /// Every line of y, longest first.
-    fn items(&self) -> &[Item] {
+    fn lines(&self) -> &[Item] {
         &self.desc.pattern.schedule(self.desc.by_column()).lines
     }
 
@@ -105,7 +105,7 @@ impl Lines<'_> {
             return Some(why(format_args!("most of each tile would be empty")));
         }
         let clusters = (self.gpu.multiprocessors as usize / CLUSTER).max(1);
-        let turns = self.pairs().saturating_mul(self.items().len());
+        let turns = self.pairs().saturating_mul(self.lines().len());
         if turns > i32::MAX as usize {
             return Some(why(format_args!("{turns} tiles; the kernel counts them in 31 bits")));
         }
@@ -113,7 +113,7 @@ impl Lines<'_> {
             return Some(why(format_args!("{turns} pairs of tiles are too few for {clusters} clusters")));
         }
         // A turn takes a line whole. One that is longer than all that a cluster has to do leaves the others idle.
-        let longest = self.items().first().map_or(0, |item| item.count as usize);
+        let longest = self.lines().first().map_or(0, |item| item.count as usize);
         (longest.saturating_mul(clusters) > nnz.saturating_mul(self.pairs()).max(clusters * 1024usize.div_ceil(b)))
             .then(|| why(format_args!("a line of {longest} of the {nnz} blocks keeps one cluster busy while others idle")))
     }
@@ -122,7 +122,7 @@ impl Lines<'_> {
         let (desc, b, dtype) = (self.desc, self.desc.pattern.block(), self.desc.dtype);
         let ([lines, depth], by_column, addresses) =
             (desc.lines_and_depth(), desc.by_column(), desc.pattern.addresses()?);
-        let (span, turns) = (b.min(STEP), self.pairs().saturating_mul(self.items().len()));
+        let (span, turns) = (b.min(STEP), self.pairs().saturating_mul(self.lines().len()));
         let params = LinesParams {
             items: if by_column { addresses.by_column_lines } else { addresses.by_row_lines },
             places: if by_column { addresses.t_rows } else { addresses.columns },
@@ -130,7 +130,7 @@ impl Lines<'_> {
             held: if self.accumulate { self.out } else { 0 },
             m: desc.m as u64,
             lines: lines as u64,
-            count: self.items().len() as u32,
+            count: self.lines().len() as u32,
             pairs: self.pairs() as u32,
             band: self.band() as u32,
             across: u32::from(self.y_across()),
@@ -161,7 +161,7 @@ impl Lines<'_> {
         let (desc, pairs, b) = (self.desc, self.pairs() as u64, self.desc.pattern.block());
         let ([lines, _], m, span) = (desc.lines_and_depth(), desc.m, b.min(STEP));
         let mut traffic = blocks_traffic(desc, CLUSTER * ROWS, self.x_across());
-        for item in self.items() {
+        for item in self.lines() {
             let corner = item.line as usize * b;
             traffic.stored += if self.y_across() {
                 b.min(lines - corner) as u64 * row_sectors(m, 0, m, STORE_ROWS)
