@@ -150,7 +150,7 @@ fn doctor_says_what_it_cannot_explain_and_what_is_absent() {
         (&["--explain", "softmax", "8x8x8"], "frozen_linear"),
         (&["--device", "tpu"], "tpu"),
     ] {
-        let output = graftwork(&[&["doctor"], args].concat());
+        let output = graftwork(&[&["doctor"][..], args].concat());
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert!(stderr(&output).contains(word), "{}", stderr(&output));
     }
