@@ -82,4 +82,13 @@ fn nothing_grows_with_pairs_or_with_edges_times_features() {
     }
     let peak = peak_of(|| graph_attention(&mut Tape::inference(&params), &graph, &l, &r, &x, 0.2).unwrap());
     assert!(peak <= result + MOST, "attention: {peak}");
+
+    // 16-bit features and results, widened, would be 307 MB.
+    let v = 300_000;
+    let ring: Vec<(usize, usize)> = (0..2 * v).map(|e| (e / 2, (e * 7919) % v)).collect();
+    let graph = Csr::new(&Adjacency::from_edges((v, v), &ring, None).unwrap(), &Device::cpu()).unwrap();
+    let x = Var::constant(Tensor::zeros(&Device::cpu(), &[v, f], DType::BF16).unwrap());
+    let result = 2 * v * f;
+    let peak = peak_of(|| spmm(&mut Tape::inference(&params), &graph, &x, None, Reduce::Sum).unwrap());
+    assert!(peak <= result + MOST / 4, "bf16: {peak}");
 }

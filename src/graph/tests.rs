@@ -99,6 +99,20 @@ fn a_graph_on_a_device_is_the_same_in_either_width() {
     }
 }
 
+#[test]
+fn indices_are_as_wide_as_the_graph_asks() {
+    let most = i32::MAX as usize;
+    for (width, largest, dtype) in [
+        (Width::Fitting, 0, DType::I32),
+        (Width::Fitting, most, DType::I32),
+        (Width::Fitting, most + 1, DType::I64),
+        (Width::Fitting, 1 << 40, DType::I64),
+        (Width::Wide, 0, DType::I64),
+    ] {
+        assert_eq!(width.dtype(largest), dtype);
+    }
+}
+
 fn counts_of(tensor: &Tensor) -> Vec<usize> {
     let ints = HeldInts::of("test", tensor).unwrap();
     (0..tensor.numel()).map(|i| ints.values().at(i)).collect()

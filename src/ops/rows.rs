@@ -71,10 +71,47 @@ impl Deal {
         Deal { chunk, chunks: all.div_ceil(chunk), split }
     }
 
+    /// What the team of `chunk` does in `tile::walk` of a graph of these offsets.
+    #[cfg_attr(not(test), allow(dead_code))]
+    pub fn stretch(&self, offsets: &[usize], chunk: u64) -> Stretch {
+        let (rows, all) = (offsets.len() - 1, offsets.len() - 1 + offsets[offsets.len() - 1]);
+        let from = (chunk * self.chunk) as usize;
+        let to = all.min(from + self.chunk as usize);
+        let mut probes = 0;
+        let mut before = |position: usize| {
+            let boundary = usize::from(self.split);
+            bisect(0, rows, |row| {
+                probes += 1;
+                offsets[row + boundary] + row < position
+            })
+        };
+        let (first, last) = (before(from), before(to));
+        let edges = if self.split { (to - last) - (from - first) } else { offsets[last] - offsets[first] };
+        let begun = self.split && last < rows && to - last > offsets[last].max(from - first);
+        let cut = self.split && first < last && offsets[first] + first < from;
+        let (rows, cut) = (last - first, usize::from(cut));
+        Stretch { rows, written: rows - cut, edges, parts: usize::from(begun) + cut, probes }
+    }
+
     /// Parts that chunks may leave.
     pub fn slots(&self) -> usize {
         if self.split { 2 * self.chunks as usize } else { 0 }
     }
+}
+
+/// A team's share of a graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(test), allow(dead_code))]
+pub(crate) struct Stretch {
+    /// Rows that end in it, or, where rows stay whole, begin in it.
+    pub rows: usize,
+    /// Of those, rows whose result it writes itself.
+    pub written: usize,
+    pub edges: usize,
+    /// Parts of rows that it leaves to be joined.
+    pub parts: usize,
+    /// Offsets that bisection reads.
+    pub probes: usize,
 }
 
 /// Lanes of a team for rows of `units`: enough for one each, at most a warp.
@@ -156,7 +193,7 @@ pub(crate) fn for_graph_rows<A: Panel, B: Panel>(
 }
 
 /// The first of `low ..= high` for which `below` is false, `high` if it is for none.
-fn bisect(mut low: usize, mut high: usize, below: impl Fn(usize) -> bool) -> usize {
+fn bisect(mut low: usize, mut high: usize, mut below: impl FnMut(usize) -> bool) -> usize {
     while low < high {
         let middle = low + (high - low) / 2;
         if below(middle) { low = middle + 1 } else { high = middle }
@@ -207,5 +244,32 @@ mod tests {
         assert!(hub.split && hub.slots() as u64 * 512 <= PARTS && hub.chunk * hub.chunks >= 34_000_000);
         assert_eq!(Deal::new(&of(100, 10_000, 1000), 512).chunk, CHUNK);
         assert_eq!((lanes(1), lanes(3), lanes(16), lanes(300)), (1, 4, 16, 32));
+    }
+
+    /// 2³¹ edges and nodes are an ordinary size: only arithmetic is done here, the arrays are not there.
+    #[test]
+    fn counts_beyond_32_bits_are_dealt_out_whole() {
+        let device = Device::trace(80);
+        let array = |dtype| Tensor::zeros(&device, &[1], dtype).unwrap();
+        for (rows, edges, max_degree) in [
+            (5usize, (1usize << 31) + 7, 1usize << 30),
+            ((1 << 31) + 1, 1 << 35, 30),
+            ((1 << 33) + 1, 1 << 36, 1 << 32),
+        ] {
+            let (offsets, indices) = (array(DType::I64), array(DType::I64));
+            let pattern = Pattern { rows, edges, max_degree, offsets, indices, order: None };
+            let all = (rows + edges) as u64;
+            for part in [4, 512, 1 << 20] {
+                let deal = Deal::new(&pattern, part);
+                assert!(deal.chunks * deal.chunk >= all && (deal.chunks - 1) * deal.chunk < all);
+                assert_eq!(deal.split, max_degree as u64 > WHOLE);
+                assert!(deal.slots() as u64 * part <= PARTS.max(4 * part));
+                // Every chunk of every head has its team, however many the grid holds at once.
+                assert!(crate::ops::plan::blocks(deal.chunks * 64, 8) >= 1);
+                let params = GraphParams::new(&pattern, &deal).unwrap();
+                assert_eq!((params.rows, params.edges, params.chunk), (rows as u64, edges as u64, deal.chunk));
+                assert_eq!((params.wide_offsets, params.wide_indices), (1, 1));
+            }
+        }
     }
 }

@@ -7,7 +7,8 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::kernels::KernelId;
 use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack, per_dtype};
-use crate::ops::rows::{Deal, GraphParams, lanes};
+use crate::ops::product::Traffic;
+use crate::ops::rows::{Deal, GraphParams, Stretch, lanes};
 use crate::ops::target::address_and_flags;
 use crate::tensor::Tensor;
 
@@ -111,6 +112,29 @@ fn params(gather: &Gather, deal: &Deal, written: &[u64]) -> Result<Params> {
             | flag(wide_weights, WIDE_WEIGHTS)
             | flag(wide_degrees, WIDE_DEGREES),
     })
+}
+
+impl Params {
+    /// What the first launch reads and writes of a graph of these offsets whose rows are gathered as they lie, 16 bytes a lane: each team on its own,
+    /// where several share a warp and meet in a sector of offsets the hardware counts it once.
+    #[cfg_attr(not(test), allow(dead_code))]
+    pub fn traffic(&self, deal: &Deal, offsets: &[usize], dtype: DType) -> Traffic {
+        let sectors = |size: u64| (self.d * size).div_ceil(32) * u64::from(self.heads);
+        // A part has four bytes a number, of which a lane stores sixteen at once: half a sector, where its piece of a 16-bit row is a whole one.
+        let (row, part) = (sectors(dtype.size() as u64), sectors(4) * 4 / dtype.size() as u64);
+        let teams = u64::from(self.heads) * tiles(self.d as usize, self.lanes, dtype, true);
+        let lookups = 1 + u64::from(self.weights != 0);
+        let mut traffic = Traffic { loaded: 0, stored: 0, macs: 0 };
+        for chunk in 0..deal.chunks {
+            let Stretch { rows, written, edges, parts, probes } = deal.stretch(offsets, chunk);
+            let [rows, written, edges, parts, probes] = [rows, written, edges, parts, probes].map(|count| count as u64);
+            // Of rows that may be cut the end is read, and of a chunk's first row the beginning, too.
+            let ends = if deal.split { rows + rows.min(1) } else { 2 * rows };
+            traffic.loaded += teams * (probes + ends + edges * lookups) + edges * row;
+            traffic.stored += written * row + parts * part;
+        }
+        traffic
+    }
 }
 
 /// Columns of a lane: 16 bytes, or four.
