@@ -6,13 +6,14 @@ pub mod attention;
 pub mod block_score;
 pub mod block_sparse;
 #[cfg(test)]
-mod check;
+pub(crate) mod check;
 pub mod column_gate;
 pub mod column_sum;
 pub mod cosine_graph;
 pub mod cross_entropy;
 pub mod edge_softmax;
 pub mod embedding;
+pub mod ewc;
 pub mod frozen_linear;
 pub mod frozen_linear_segmented;
 pub mod granular_scale;

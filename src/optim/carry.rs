@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::AdamW;
+use super::{AdamW, Ewc};
 use crate::error::{Error, Result};
 use crate::tensor::{ParamSet, Tensor};
 
@@ -47,6 +47,12 @@ impl Carry {
         let (m, v) = optimizer.moments();
         next.restore(&self.flat(old, new, m)?, &self.flat(old, new, v)?, optimizer.steps())?;
         Ok(next)
+    }
+
+    /// The springs of `ewc` for `new`. What is new is held by none.
+    pub fn ewc(&self, old: &ParamSet, new: &ParamSet, ewc: &Ewc) -> Result<Ewc> {
+        let [anchor, squares] = [ewc.anchor(), ewc.squares()].map(|flat| self.flat(old, new, flat));
+        Ewc::restore(*ewc.config(), anchor?, squares?, ewc.observations())
     }
 
     /// `flat`, laid out as `old` is, as `new` lays it out; zero where it comes from nowhere.

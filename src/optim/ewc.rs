@@ -8,12 +8,12 @@
 //! sample by sample, or batch by batch as GA-Net has it, which is cheaper and smaller. It works on the flat buffers of a
 //! [`ParamSet`](crate::tensor::ParamSet), and therefore with any adapter.
 //!
-//! Source: Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", 2017. It is a handful of operations a parameter; on a GPU they
-//! run on the host, through copies of the flat buffers.
+//! Source: Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", 2017. All of it runs where the parameters are
+//! ([`ops::ewc`](crate::ops::ewc)).
 
 use crate::autograd::Grads;
-use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::ops::ewc::{Spring, observe};
 use crate::tensor::{ParamSet, Tensor};
 
 const OP: &str = "ewc";
@@ -32,10 +32,11 @@ impl Default for EwcConfig {
 }
 
 /// The anchor and the springs' strengths.
+#[derive(Debug)]
 pub struct Ewc {
     config: EwcConfig,
-    anchor: Vec<f64>,
-    squares: Vec<f64>,
+    anchor: Tensor,
+    squares: Tensor,
     count: u64,
 }
 
@@ -45,78 +46,97 @@ impl Ewc {
     /// # Errors
     /// [`Error::Value`] for a λ that is negative or not finite.
     pub fn new(config: EwcConfig, params: &ParamSet) -> Result<Self> {
+        let squares = Tensor::zeros(params.device(), params.master().dims(), params.master().dtype())?;
+        Ewc::restore(config, params.master().duplicate()?, squares, 0)
+    }
+
+    /// With an anchor, sums of squared gradients and their number, as a run that is taken up again has kept them.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for a λ that is negative or not finite; [`Error::Shape`] and the like for tensors that do not fit together.
+    pub fn restore(config: EwcConfig, anchor: Tensor, squares: Tensor, count: u64) -> Result<Self> {
         if !(config.lambda.is_finite() && config.lambda >= 0.0) {
             return Err(Error::value(OP, "lambda", "a finite number, 0 or more", config.lambda));
         }
-        let anchor = params.master().to_f64_vec()?;
-        Ok(Ewc { config, squares: vec![0.0; anchor.len()], anchor, count: 0 })
+        squares.require_dims(OP, "squares", anchor.dims())?;
+        squares.require_dtype(OP, "squares", anchor.dtype())?;
+        squares.require_device(OP, "squares", anchor.device())?;
+        Ok(Ewc { config, anchor, squares, count })
     }
 
     /// Takes the gradient of one sample's negative log-likelihood (or of one batch's mean) at the anchor into the Fisher information.
     ///
     /// # Errors
-    /// [`Error::Shape`] for gradients of another parameter set; [`Error::Value`] for one that is not finite.
+    /// [`Error::Shape`] for gradients of another parameter set; [`Error::Value`] for one that is not finite, after which nothing that was observed
+    /// is of use.
     pub fn observe(&mut self, grads: &Grads) -> Result<()> {
-        let gradient = self.flat("gradients", grads.flat())?;
-        if let Some(i) = gradient.iter().position(|g| !g.is_finite()) {
-            return Err(Error::value(OP, "gradients", "finite numbers", format!("{} at place {i}", gradient[i])));
-        }
-        for (square, g) in self.squares.iter_mut().zip(gradient) {
-            *square += g * g;
+        if !observe(&self.squares, grads.flat())? {
+            let values = grads.flat().to_f64_vec()?;
+            let place = values.iter().position(|g| !g.is_finite()).unwrap_or(values.len());
+            return Err(Error::value(OP, "gradients", "finite numbers", format!("not so at place {place}")));
         }
         self.count += 1;
         Ok(())
     }
 
+    pub fn config(&self) -> &EwcConfig {
+        &self.config
+    }
+
+    /// Where the springs are fixed, flat.
+    pub fn anchor(&self) -> &Tensor {
+        &self.anchor
+    }
+
+    /// Sums of squared gradients, flat, over [`observations`](Ewc::observations).
+    pub fn squares(&self) -> &Tensor {
+        &self.squares
+    }
+
+    pub fn observations(&self) -> u64 {
+        self.count
+    }
+
     /// The diagonal of the Fisher information, in the layout of the flat buffer.
-    pub fn fisher(&self) -> Vec<f64> {
+    pub fn fisher(&self) -> Result<Vec<f64>> {
         let count = self.count.max(1) as f64;
-        self.squares.iter().map(|s| s / count).collect()
+        Ok(self.squares.to_f64_vec()?.into_iter().map(|s| s / count).collect())
     }
 
     /// The penalty where the parameters are now.
     pub fn penalty(&self, params: &ParamSet) -> Result<f64> {
-        let now = self.flat("parameters", params.master())?;
-        let terms = self.fisher().into_iter().zip(now).zip(&self.anchor);
-        Ok(self.factor() * terms.map(|((f, now), anchor)| f * (now - anchor).powi(2)).sum::<f64>())
+        Ok(self.factor() * self.spring(params).penalty()?)
     }
 
     /// Adds the penalty's gradient, `2c F (θ − θ*)`.
     pub fn add_gradient(&self, params: &ParamSet, grads: &Grads) -> Result<()> {
-        let now = self.flat("parameters", params.master())?;
-        let mut gradient = self.flat("gradients", grads.flat())?;
-        for (i, f) in self.fisher().into_iter().enumerate() {
-            gradient[i] += 2.0 * self.factor() * f * (now[i] - self.anchor[i]);
-        }
-        let flat = grads.flat();
-        let narrow: Vec<f32> = gradient.iter().map(|&g| g as f32).collect();
-        match flat.dtype() {
-            DType::F64 => flat.overwrite(&gradient),
-            _ => flat.overwrite(&narrow),
-        }
+        self.spring(params).pull(grads.flat(), self.factor())
     }
 
+    fn spring<'a>(&'a self, params: &'a ParamSet) -> Spring<'a> {
+        Spring { params: params.master(), anchor: &self.anchor, squares: &self.squares }
+    }
+
+    /// c over the number of observations, whose squares are summed.
     fn factor(&self) -> f64 {
-        if self.config.half { self.config.lambda / 2.0 } else { self.config.lambda }
-    }
-
-    fn flat(&self, argument: &'static str, tensor: &Tensor) -> Result<Vec<f64>> {
-        tensor.require_dims(OP, argument, &[self.anchor.len()])?;
-        tensor.to_f64_vec()
+        let c = if self.config.half { self.config.lambda / 2.0 } else { self.config.lambda };
+        c / self.count.max(1) as f64
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::Device;
+    use crate::dtype::DType;
+    use crate::ops::check::{device, on_each_device};
     use crate::tensor::{Init, ParamSetBuilder};
 
-    #[test]
+    on_each_device!(the_golden_penalty_and_an_anchor_that_stays, what_does_not_fit_is_refused);
+
     fn the_golden_penalty_and_an_anchor_that_stays() {
         let mut params = ParamSetBuilder::new();
         let id = params.add("w", &[1], Init::Ones).unwrap();
-        let params = params.build(&Device::cpu(), DType::F32, 0).unwrap();
+        let params = params.build(&device(), DType::F32, 0).unwrap();
         for (half, penalty, slope) in [(false, 0.5, 2.0), (true, 0.25, 1.0)] {
             params.set(id, &[1.0]).unwrap();
             let mut ewc = Ewc::new(EwcConfig { lambda: 1.0, half }, &params).unwrap();
@@ -135,12 +155,11 @@ mod tests {
         }
     }
 
-    #[test]
     fn what_does_not_fit_is_refused() {
         let of = |n: usize| {
             let mut params = ParamSetBuilder::new();
             params.add("w", &[n], Init::Ones).unwrap();
-            params.build(&Device::cpu(), DType::F32, 0).unwrap()
+            params.build(&device(), DType::F32, 0).unwrap()
         };
         let (small, large) = (of(1), of(100));
         assert!(matches!(Ewc::new(EwcConfig { lambda: -1.0, half: true }, &small), Err(Error::Value { .. })));

@@ -254,6 +254,17 @@ const GRANULAR_SCALE: Family = Family {
     ],
 };
 
+const EWC: Family = Family {
+    source: "ewc.cu",
+    class: Class::Portable,
+    defines: &[("EWC_THREADS", 256), ("EWC_PIECE", 4096)],
+    kernels: &[
+        plain("ewc_observe_f32_t256_sm80", 32),
+        plain("ewc_pull_f32_t256_sm80", 32),
+        plain("ewc_penalty_f32_t256_sm80", 40),
+    ],
+};
+
 const PATCH_EMBEDDING: Family = Family {
     source: "patch_embedding.cu",
     class: Class::Portable,
@@ -292,6 +303,7 @@ pub const FAMILIES: &[Family] = &[
     CROSS_ENTROPY,
     EDGE_SOFTMAX,
     EMBEDDING,
+    EWC,
     FROZEN_LINEAR,
     FROZEN_LINEAR_HOPPER_128,
     FROZEN_LINEAR_HOPPER_256,

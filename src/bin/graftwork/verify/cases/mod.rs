@@ -4,6 +4,7 @@ pub mod adamw;
 pub mod attention;
 pub mod block_sparse;
 pub mod elementwise;
+pub mod ewc;
 pub mod gate;
 pub mod graph;
 pub mod linear;
@@ -24,6 +25,7 @@ pub fn all() -> Vec<Case> {
         tokens::all,
         loss::all,
         adamw::all,
+        ewc::all,
         block_sparse::all,
         graph::all,
     ];
