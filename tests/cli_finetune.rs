@@ -84,6 +84,7 @@ fn a_resumed_run_equals_one_that_never_stopped() {
             "--steps 5",
             "--epochs 2",
         ),
+        ("held", format!("{common} --ewc 50 --ewc-fisher sample --steps 9"), "--steps 5", "--steps 9"),
         ("probe", format!("{common} --method linear-probe --steps 9"), "--steps 5", "--method linear-probe --steps 9"),
     ];
     for (name, whole, first, rest) in cases {
@@ -100,6 +101,19 @@ fn a_resumed_run_equals_one_that_never_stopped() {
         assert!(adapter(&straight) == adapter(&split), "{name}: the adapters differ");
         assert_eq!(once["accuracy_after"], twice["accuracy_after"]);
         assert_eq!(once["recipe"], twice["recipe"]);
+    }
+}
+
+/// Whatever learns starts at its anchor, so that the first loss is the same; blocks that move take their springs along.
+#[test]
+fn springs_hold_every_kind_of_adapter() {
+    let moving = "block-sparse --density 0.05 --density-start 0.02 --moves-from 2 --moves-until 6";
+    for method in ["lora", "linear-probe", "adapter", "sora", moving] {
+        let dir = scratch("held");
+        let run = |more: &str| bits(&report(&format!("--method {method} --steps 8 --batch 16 {more}"), &dir, &[]));
+        let (free, slack, held) = (run(""), run("--ewc 0"), run("--ewc 1e5 --ewc-whole"));
+        assert_eq!(free, slack, "{method}");
+        assert!(free[0] == held[0] && free != held, "{method}");
     }
 }
 
@@ -221,6 +235,10 @@ fn options_that_make_no_sense_are_refused() {
         ("--method vl-pet --bottleneck 10000000000", "from 1 to 4096"),
         ("--method vl-pet --gate-scale nan", "gate-scale"),
         ("--method sora --alpha 0", "alpha"),
+        ("--ewc nan", "ewc"),
+        ("--ewc=-1", "ewc"),
+        ("--ewc-whole", "--ewc"),
+        ("--ewc 1 --ewc-fisher all", "batch, sample"),
     ] {
         refused(line, &[], word);
     }

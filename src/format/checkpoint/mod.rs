@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! <run>/step-000120/adapter_config.json, adapter_model.safetensors    the adapter; one that PEFT has can be loaded from here
-//!                   state.safetensors     master parameters and both moments, flat; the losses so far
+//!                   state.safetensors     master parameters and both moments, flat; the losses so far; what holds the parameters, if
+//!                                         elastic weight consolidation does
 //!                   state.json            where the run stands, and what it was: see [`State`]
 //! ```
 //!
@@ -181,6 +182,8 @@ pub struct Checkpoint {
     pub master: Tensor,
     pub first_moment: Tensor,
     pub second_moment: Tensor,
+    /// Of elastic weight consolidation: the anchor and the sums of squared gradients.
+    pub springs: Option<[Tensor; 2]>,
     /// Of every step done.
     pub losses: Vec<f64>,
 }
@@ -203,7 +206,7 @@ impl Checkpoint {
             }
         }
         let losses = Tensor::from_slice(&Device::cpu(), &[self.losses.len()], &self.losses)?;
-        let mut tensors = self.flat().to_vec();
+        let mut tensors: Vec<(&str, &Tensor)> = self.flat().collect();
         tensors.push((LOSSES, &losses));
         let mut json = serde_json::to_vec_pretty(&self.state).map_err(|e| Error::file(path, e))?;
         json.push(b'\n');
@@ -226,14 +229,17 @@ impl Checkpoint {
         transaction.commit()
     }
 
-    fn flat(&self) -> [(&'static str, &Tensor); 3] {
-        [(MASTER, &self.master), (FIRST, &self.first_moment), (SECOND, &self.second_moment)]
+    fn flat(&self) -> impl Iterator<Item = (&'static str, &Tensor)> {
+        let always = [(MASTER, &self.master), (FIRST, &self.first_moment), (SECOND, &self.second_moment)];
+        always.into_iter().chain(SPRINGS.into_iter().zip(self.springs.iter().flatten()))
     }
 
     fn digest(&self, losses: &Tensor) -> Result<String> {
         let adapter = self.adapter.tensors();
-        let state = self.flat().into_iter().chain([(LOSSES, losses)]);
-        digest::of(state.chain(adapter.iter().map(|(name, tensor)| (name.as_str(), *tensor))))
+        let mut all: Vec<(&str, &Tensor)> = self.flat().collect();
+        all.push((LOSSES, losses));
+        all.extend(adapter.iter().map(|(name, tensor)| (name.as_str(), *tensor)));
+        digest::of(all.into_iter())
     }
 
     /// Reads a checkpoint. The flat tensors come in buffers of their own on `device`; the adapter's are views of its file.
@@ -242,8 +248,11 @@ impl Checkpoint {
         let (state, file) = open(&path)?;
         let on_cpu = |name| file.tensor(name, &Device::cpu());
         let losses = on_cpu(LOSSES)?;
+        let springs = SPRINGS.map(|name| file.info(name).is_ok().then(|| on_cpu(name)).transpose());
+        let [anchor, squares] = springs;
         let mut checkpoint = Checkpoint {
             state,
+            springs: anchor?.zip(squares?).map(|(anchor, squares)| [anchor, squares]),
             adapter: SavedAdapter::load(&path)?,
             master: on_cpu(MASTER)?,
             first_moment: on_cpu(FIRST)?,
@@ -256,7 +265,8 @@ impl Checkpoint {
             let reason = format!("is damaged: its tensors have the digest {found}, those written had {written}");
             return Err(Error::file(&path, reason));
         }
-        for flat in [&mut checkpoint.master, &mut checkpoint.first_moment, &mut checkpoint.second_moment] {
+        let always = [&mut checkpoint.master, &mut checkpoint.first_moment, &mut checkpoint.second_moment];
+        for flat in always.into_iter().chain(checkpoint.springs.iter_mut().flatten()) {
             *flat = flat.to_device(device)?;
         }
         Ok(checkpoint)
@@ -278,6 +288,8 @@ const MASTER: &str = "master";
 const FIRST: &str = "first_moment";
 const SECOND: &str = "second_moment";
 const LOSSES: &str = "losses";
+/// Both, or neither.
+const SPRINGS: [&str; 2] = ["anchor", "squares"];
 /// In the metadata of the tensors' file.
 const DIGEST: &str = "digest";
 
@@ -287,7 +299,8 @@ fn open(path: &Path) -> Result<(State, SafeTensors)> {
     let state = State::parse(&json, &read_small(&json, MAX_STATE)?)?;
     let file = SafeTensors::open(path.join(TENSORS_FILE))?;
     let master = file.info(MASTER)?.dtype;
-    for name in [MASTER, FIRST, SECOND] {
+    let springs = SPRINGS.into_iter().filter(|_| SPRINGS.iter().any(|name| file.info(name).is_ok()));
+    for name in [MASTER, FIRST, SECOND].into_iter().chain(springs) {
         let info = file.info(name)?;
         let fits = info.dims[..] == [state.flat_len] && matches!(info.dtype, Some(DType::F32 | DType::F64));
         if !fits || info.dtype != master {

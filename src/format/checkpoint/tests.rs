@@ -32,6 +32,7 @@ fn checkpoint(step: u64) -> Checkpoint {
         master: params.master().duplicate().unwrap(),
         first_moment: flat(f32::MIN_POSITIVE / 8.0),
         second_moment: flat(1e30 / 3.0),
+        springs: Some([flat(0.25), flat(7.0)]),
         losses: vec![1.0 / 3.0, f64::NAN, f64::NEG_INFINITY, -0.0, f64::from(0.1f32)],
     }
 }
@@ -47,7 +48,7 @@ fn everything_comes_back_bit_for_bit() {
     assert_eq!(read.state, saved.state);
     let bits = |losses: &[f64]| losses.iter().map(|l| l.to_bits()).collect::<Vec<_>>();
     assert_eq!(bits(&read.losses), bits(&saved.losses));
-    for ((_, a), (_, b)) in read.flat().into_iter().zip(saved.flat()) {
+    for ((_, a), (_, b)) in read.flat().zip(saved.flat()) {
         assert_eq!((a.dtype(), a.to_bytes().unwrap()), (b.dtype(), b.to_bytes().unwrap()));
         a.zero().unwrap();
     }
@@ -60,6 +61,9 @@ fn everything_comes_back_bit_for_bit() {
     assert_eq!(b(&again), b(&saved));
     saved.save(scratch.path()).unwrap();
     assert_eq!(scratch.names(), ["step-000012"]);
+    let free = Checkpoint { springs: None, ..saved };
+    free.save(scratch.path()).unwrap();
+    assert!(read.springs.is_some() && Checkpoint::load(&path, &cpu).unwrap().springs.is_none());
 }
 
 #[test]

@@ -49,11 +49,11 @@ mod plans;
 #[cfg(test)]
 mod tests;
 
+#[cfg(all(test, feature = "emulator"))]
+pub(crate) use self::{desc::Dense, hopper::ride_traffic};
 pub(crate) use cpu::{Operands, dense_into};
 pub(crate) use desc::Sampled;
 pub(crate) use gpu::{rider, sampled as sampled_strips};
-#[cfg(all(test, feature = "emulator"))]
-pub(crate) use self::{desc::Dense, hopper::ride_traffic};
 pub(crate) use linear::Update;
 pub use linear::block_sparse_linear;
 pub use members::{Transposed, dds, dsd, sdd};

@@ -34,7 +34,8 @@ pub fn foretold(gpu: Gpu, pattern: &BlockPattern, m: usize, dtype: DType) -> [Fo
         m,
         dtype,
     };
-    let sampled = Sampled { op: "block_sparse_linear", pattern: pattern.clone(), a_t: true, b_t: false, scale: 1.0, m, dtype };
+    let sampled =
+        Sampled { op: "block_sparse_linear", pattern: pattern.clone(), a_t: true, b_t: false, scale: 1.0, m, dtype };
     let pass = |pass, sparse_t| {
         let desc = line(sparse_t);
         let (traffic, refusal) = desc.traffic(gpu);

@@ -279,7 +279,8 @@ fn kernels_move_what_they_must_and_multiply_what_exists() {
                         false => dds(&mut tape, &dense, &pattern, &values, t, 1.0).unwrap(),
                     };
                 });
-                let (side, Transposed { sparse: sparse_t, dense: dense_t }) = (if left { Side::Left } else { Side::Right }, t);
+                let (side, Transposed { sparse: sparse_t, dense: dense_t }) =
+                    (if left { Side::Left } else { Side::Right }, t);
                 let desc = Dense { op: "test", pattern, side, sparse_t, dense_t, scale: 1.0, m, dtype };
                 (did, desc.traffic(Gpu::of(&device)).0)
             };

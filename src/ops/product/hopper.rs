@@ -166,7 +166,10 @@ pub(super) fn refusal<R>(p: &Product, tile: &Tile, why: impl Fn(fmt::Arguments<'
     let clusters = (p.gpu.multiprocessors as usize / CLUSTER).max(1);
     let turns = turns(p, tile);
     if turns < clusters.div_ceil(4) {
-        return Some(why(format_args!("{turns} pairs of tiles are too few for {} multiprocessors", p.gpu.multiprocessors)));
+        return Some(why(format_args!(
+            "{turns} pairs of tiles are too few for {} multiprocessors",
+            p.gpu.multiprocessors
+        )));
     }
     let [_, narrow] = &TILES;
     // What a cluster computes until the last one is done, in columns.
@@ -215,7 +218,8 @@ pub(super) fn spec(p: &Product, tile: &Tile) -> Result<LaunchSpec> {
         tile_rows: tile_rows as u32,
         swizzle: Swizzle::of_line(line),
     };
-    let map = |address: u64, rows: usize, cols: usize, tile_rows: usize| lines_of(address, [rows, cols], tile_rows, STEP);
+    let map =
+        |address: u64, rows: usize, cols: usize, tile_rows: usize| lines_of(address, [rows, cols], tile_rows, STEP);
     let b = |address: u64, k: usize| match p.layout {
         Layout::Nt => map(address, p.n, k, STEP),
         _ => map(address, k, p.n, STEP),
@@ -257,10 +261,7 @@ pub(super) fn spec(p: &Product, tile: &Tile) -> Result<LaunchSpec> {
     };
     let (lines, scale) = (p.n.div_ceil(b) as u32, scale as f32);
     let riding = HopperRideParams { gemm: params, offsets, places, blocks, lines, scale, unused: [0; 24] };
-    Ok(LaunchSpec {
-        maps,
-        ..persistent(p, (tile, kernel), &riding)
-    })
+    Ok(LaunchSpec { maps, ..persistent(p, (tile, kernel), &riding) })
 }
 
 /// One block a multiprocessor, in whole clusters; each cluster then takes pair after pair of tiles. The maps are still to come.

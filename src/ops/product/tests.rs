@@ -48,7 +48,8 @@ fn update(device: &Device, case: Case, edge: usize, x: &Tensor) -> (Dense, Tenso
     pattern.topology().for_row_pieces(|at, _, len| values[at..at + len].copy_from_slice(&drawn[at..at + len]));
     let values = Tensor::from_f32(device, &pattern.value_dims(), &values, case.dtype).unwrap();
     // The forward product has x [m, k]; what reads dy [m, n] is the other one.
-    let x = if case.layout == Layout::Nt { x.clone() } else { Tensor::zeros(device, &[case.m, k], case.dtype).unwrap() };
+    let x =
+        if case.layout == Layout::Nt { x.clone() } else { Tensor::zeros(device, &[case.m, k], case.dtype).unwrap() };
     let update = Update::new("test", &x, &pattern, &values, -2.0).unwrap();
     let product = if case.layout == Layout::Nt { update.product().clone() } else { update.back_product() };
     (product, values)

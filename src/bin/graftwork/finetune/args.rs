@@ -8,6 +8,7 @@ use graftwork::{DType, Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::ewc::{EwcOptions, Springs};
 use super::methods::{self, Method};
 use super::options::{COUNT, FROM_0, number, share, size, whole};
 use super::tasks;
@@ -124,6 +125,8 @@ pub struct Args {
     pub methods: methods::Options,
     #[command(flatten)]
     pub graph: tasks::graph::GraphOptions,
+    #[command(flatten)]
+    pub ewc: EwcOptions,
     /// Options that stand on the command line, as opposed to defaults; see [`Args::note_given`]
     #[arg(skip)]
     pub given: Vec<String>,
@@ -137,6 +140,8 @@ pub struct Recipe {
     /// Of the method.
     #[serde(flatten)]
     pub settings: Map<String, Value>,
+    #[serde(default)]
+    pub ewc: Option<Springs>,
     pub batch: usize,
     pub accumulate: usize,
     pub weight_decay: f64,
@@ -211,6 +216,7 @@ impl Args {
             task: self.task.clone(),
             method: method.into(),
             settings,
+            ewc: self.ewc.springs(),
             batch: self.batch,
             accumulate: self.accumulate,
             weight_decay: self.weight_decay,

@@ -72,6 +72,7 @@ fn trial(args: &Args, adapted: Adapted, recipe: &Recipe, samples: usize, interru
     let schedule = Schedule::new(args.lr, Decay::Constant, args.warmup.min(args.trial_steps / 4), args.trial_steps)?;
     let pace = Pace { schedule, last_step: args.trial_steps, save_every: None };
     let mut trainer = Trainer::start(adapted, recipe.clone(), pace, fitted)?;
+    trainer.hold()?;
     trainer.run(None, interrupt)?;
     let left_out: Vec<usize> = (fitted..samples).collect();
     let mut loss = 0.0;

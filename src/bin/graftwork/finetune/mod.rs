@@ -3,6 +3,7 @@
 
 mod args;
 mod choose;
+mod ewc;
 mod lock;
 mod methods;
 mod model;
@@ -117,7 +118,10 @@ fn one(
                 resume::require_no_checkpoints(dir)?;
             }
             let recipe = choose::settle(planned.recipe.clone(), args, task, device, interrupt)?;
-            Trainer::start(Adapted::fresh(&recipe, task, device)?, recipe, planned.pace, task.samples())?
+            let adapted = Adapted::fresh(&recipe, task, device)?;
+            let mut trainer = Trainer::start(adapted, recipe, planned.pace, task.samples())?;
+            trainer.hold()?;
+            trainer
         }
     };
     let sometimes = args.plot.is_some().then_some((trainer.pace.last_step / POINTS).max(1));

@@ -114,8 +114,21 @@ impl Read {
     }
 }
 
-/// Of every task: where things are, and how they are told apart.
-const OF_ALL: &[&str] = &["task", "method", "seed", "device", "trunk", "data", "json", "plot"];
+/// Of every task: where things are, how they are told apart, and what holds what is learned.
+const OF_ALL: &[&str] = &[
+    "task",
+    "method",
+    "seed",
+    "device",
+    "trunk",
+    "data",
+    "json",
+    "plot",
+    "ewc",
+    "ewc_fisher",
+    "ewc_whole",
+    "ewc_anchor",
+];
 
 /// Of a task that is one training.
 pub const TRAINING: Read = Read::always(&[

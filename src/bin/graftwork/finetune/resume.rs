@@ -4,6 +4,7 @@ use crate::output::say;
 use std::path::{Path, PathBuf};
 
 use graftwork::format::checkpoint::{self, Checkpoint, State};
+use graftwork::optim::Ewc;
 use graftwork::{Device, Error, Result};
 use serde_json::Value;
 
@@ -32,6 +33,7 @@ pub fn save(dir: &Path, trainer: &Trainer) -> Result<()> {
         master: params.master().clone(),
         first_moment: first.clone(),
         second_moment: second.clone(),
+        springs: trainer.ewc.as_ref().map(|ewc| [ewc.anchor().clone(), ewc.squares().clone()]),
         losses: trainer.losses.clone(),
     };
     checkpoint.save(dir)?;
@@ -84,7 +86,7 @@ pub fn resume(dir: &Path, args: &Args, task: &dyn Task, device: &Device) -> Resu
     let path = if is_checkpoint(dir) { dir.to_path_buf() } else { newest(dir)? };
     let saved = Checkpoint::load(&path, device)?;
     let mut recipe: Recipe = from_value(&path, &saved.state.config)?;
-    let Course { mut pace, history } = from_value(&path, &saved.state.schedule)?;
+    let Course { mut pace, history, observations } = from_value(&path, &saved.state.schedule)?;
     hold(&path, args, &mut recipe, &mut pace, task)?;
     let adapted = Adapted::like(&path, &saved.adapter, &recipe, task, device)?;
     saved.restore(&path, &adapted.params)?;
@@ -93,6 +95,15 @@ pub fn resume(dir: &Path, args: &Args, task: &dyn Task, device: &Device) -> Resu
     trainer.step = saved.state.progress.step;
     trainer.losses = saved.losses;
     trainer.history = history;
+    trainer.ewc = match (trainer.recipe.ewc, &saved.springs) {
+        (Some(springs), Some([anchor, squares])) => {
+            Some(Ewc::restore(springs.config(), anchor.clone(), squares.clone(), observations)?)
+        }
+        (None, None) => None,
+        _ => {
+            return Err(Error::File { path, reason: "has an anchor that its settings do not ask for, or none".into() });
+        }
+    };
     if trainer.progress() != saved.state.progress || trainer.losses.len() as u64 != trainer.step {
         let reason = format!("does not stand where its settings are after step {}", trainer.step);
         return Err(Error::File { path, reason });

@@ -7,12 +7,13 @@ use std::time::Instant;
 
 use graftwork::autograd::{Grads, Tape};
 use graftwork::format::checkpoint::Progress;
-use graftwork::optim::{AdamW, AdamWConfig};
+use graftwork::optim::{AdamW, AdamWConfig, Ewc};
 use graftwork::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
 use super::args::{Pace, Recipe};
+use super::ewc::Springs;
 use super::methods::Moment;
 use super::model::Adapted;
 use super::{resume, tasks};
@@ -23,6 +24,8 @@ pub struct Trainer {
     pub pace: Pace,
     pub recompute_blocks: bool,
     pub optimizer: AdamW,
+    /// What holds the parameters, if the recipe asks for it.
+    pub ewc: Option<Ewc>,
     pub losses: Vec<f64>,
     pub history: Vec<Point>,
     /// Steps between scores on the held-out samples.
@@ -60,6 +63,9 @@ pub struct Course {
     pub pace: Pace,
     #[serde(default)]
     pub history: Vec<Point>,
+    /// Gradients that the Fisher information of `--ewc` is a mean of.
+    #[serde(default)]
+    pub observations: u64,
 }
 
 /// How a call of [`Trainer::run`] went.
@@ -110,6 +116,7 @@ impl Trainer {
             pace,
             recompute_blocks: false,
             optimizer,
+            ewc: None,
             losses: Vec::new(),
             history: Vec::new(),
             eval_every: None,
@@ -120,6 +127,13 @@ impl Trainer {
             peak_bytes: 0,
             order: (None, Vec::new()),
         })
+    }
+
+    /// Before the first step: casts the anchor of a recipe that has one.
+    pub fn hold(&mut self) -> Result<()> {
+        let cast = |springs: Springs| springs.cast(&self.adapted, self.samples, self.recipe.batch);
+        self.ewc = self.recipe.ewc.map(cast).transpose()?;
+        Ok(())
     }
 
     /// Steps until the recipe says stop, or Ctrl-C does. Checkpoints go to `out`.
@@ -190,6 +204,7 @@ impl Trainer {
         let params = &self.adapted.params;
         carry.values(&old, params)?;
         self.optimizer = carry.optimizer(&old, params, &self.optimizer)?;
+        self.ewc = self.ewc.as_ref().map(|ewc| carry.ewc(&old, params, ewc)).transpose()?;
         self.grads = Grads::zeros(params)?;
         if self.other_grads.is_some() {
             self.other_grads = Some(Grads::zeros(params)?);
@@ -207,7 +222,8 @@ impl Trainer {
 
     /// For a checkpoint.
     pub fn course(&self) -> Course {
-        Course { pace: self.pace, history: self.history.clone() }
+        let observations = self.ewc.as_ref().map_or(0, Ewc::observations);
+        Course { pace: self.pace, history: self.history.clone(), observations }
     }
 
     /// One optimizer step over `accumulate` micro-batches, each loss divided by the samples of them all.
@@ -223,6 +239,9 @@ impl Trainer {
         }
         if !loss.is_finite() {
             return Err(self.diverged("loss", loss));
+        }
+        if let Some(ewc) = &self.ewc {
+            ewc.add_gradient(&self.adapted.params, &self.grads)?;
         }
         let lr = self.pace.schedule.lr_at(self.step);
         self.optimizer.step(&self.adapted.params, &self.grads, lr)?;

@@ -115,7 +115,9 @@ impl Lines<'_> {
         // A turn takes a line whole. One that is longer than all that a cluster has to do leaves the others idle.
         let longest = self.lines().first().map_or(0, |item| item.count as usize);
         (longest.saturating_mul(clusters) > nnz.saturating_mul(self.pairs()).max(clusters * 1024usize.div_ceil(b)))
-            .then(|| why(format_args!("a line of {longest} of the {nnz} blocks keeps one cluster busy while others idle")))
+            .then(|| {
+                why(format_args!("a line of {longest} of the {nnz} blocks keeps one cluster busy while others idle"))
+            })
     }
 
     pub fn spec(&self) -> Result<LaunchSpec> {

@@ -87,7 +87,10 @@ impl Strips<'_> {
             return Some(why(format_args!("{turns} tiles; the kernel counts them in 31 bits")));
         }
         if turns < (self.gpu.multiprocessors as usize / 4).max(1) {
-            return Some(why(format_args!("{turns} strips are too few for {} multiprocessors", self.gpu.multiprocessors)));
+            return Some(why(format_args!(
+                "{turns} strips are too few for {} multiprocessors",
+                self.gpu.multiprocessors
+            )));
         }
         let (columns, computed) = self.columns();
         (columns * 4 < computed * 3).then(|| {

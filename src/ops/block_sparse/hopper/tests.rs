@@ -216,7 +216,12 @@ fn an_adapter_of_usual_size_goes_this_way() {
         let wanted = (pattern.nnz() * b * b * 8192) as u64;
         for pass in foretold(gpu, &pattern, 8192, DType::BF16) {
             let Foretold { pass, refusal, traffic, compulsory } = pass;
-            println!("| {b} | {pass} | {} | {} | {} |", traffic.bytes() / 1_000_000, compulsory / 1_000_000, traffic.macs);
+            println!(
+                "| {b} | {pass} | {} | {} | {} |",
+                traffic.bytes() / 1_000_000,
+                compulsory / 1_000_000,
+                traffic.macs
+            );
             assert_eq!(refusal, None, "b {b}, {pass}");
             let most = if pass == "values gradient" && b < 64 { wanted / 100 * 103 } else { wanted };
             assert!((wanted..=most).contains(&traffic.macs), "b {b}, {pass}: {} of {wanted}", traffic.macs);

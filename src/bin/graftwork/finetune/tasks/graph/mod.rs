@@ -114,7 +114,8 @@ fn run(args: &Args, device: &Device) -> Result<ExitCode> {
         |threshold| CosineOptions { threshold, top_k: options.top_k, symmetric: true, weighted: options.weighted };
     let study = |learner, labels, threshold, noise, seeds| {
         let judge = if args.validation { Judge::Unlabelled } else { Judge::HeldOut };
-        let recipe = Recipe { learner, labels, options: joined(threshold), noise, judge };
+        let ewc = args.ewc.springs();
+        let recipe = Recipe { learner, labels, options: joined(threshold), noise, judge, ewc };
         on_workers(|| study::over_seeds(&nodes, &recipe, args.seed..args.seed.saturating_add(seeds)))
     };
     let mut report = Report {

@@ -14,6 +14,7 @@ use graftwork::{DType, Device, Result, Tensor};
 use serde::Serialize;
 
 use super::describe;
+use crate::finetune::ewc::Springs;
 use crate::finetune::tasks::digits::{Digits, Samples};
 
 /// Digits 5 to 9.
@@ -194,6 +195,7 @@ pub struct Recipe {
     pub options: CosineOptions,
     pub noise: f64,
     pub judge: Judge,
+    pub ewc: Option<Springs>,
 }
 
 pub fn over_seeds(nodes: &Nodes, recipe: &Recipe, seeds: std::ops::Range<u64>) -> Result<Cell> {
@@ -203,7 +205,7 @@ pub fn over_seeds(nodes: &Nodes, recipe: &Recipe, seeds: std::ops::Range<u64>) -
 
 /// Trains from one seed, and judges.
 fn accuracy(nodes: &Nodes, recipe: &Recipe, seed: u64) -> Result<f64> {
-    let Recipe { learner, labels, options, noise, judge } = recipe;
+    let Recipe { learner, labels, options, noise, judge, ewc } = recipe;
     let (labels, noise) = (*labels, *noise);
     let [features, queries] = nodes.features(noise, seed)?;
     let width = features.cols();
@@ -221,10 +223,6 @@ fn accuracy(nodes: &Nodes, recipe: &Recipe, seed: u64) -> Result<f64> {
     };
     let params = builder.build(&nodes.device, DType::F32, seed)?;
     let chosen = nodes.labelled(labels, seed);
-    let places: Vec<i64> = chosen.iter().map(|&i| i as i64).collect();
-    let places = Tensor::from_slice(&nodes.device, &[places.len()], &places)?;
-    let targets: Vec<i64> = chosen.iter().map(|&i| nodes.train.labels[i]).collect();
-    let targets = Tensor::from_slice(&nodes.device, &[targets.len()], &targets)?;
 
     let graph = reference.graph()?;
     let forward = |tape: &mut Tape, graph: &graftwork::graph::Csr, x: &Tensor| match &net {
@@ -234,14 +232,25 @@ fn accuracy(nodes: &Nodes, recipe: &Recipe, seed: u64) -> Result<f64> {
             linear(tape, &Var::constant(x.clone()), &weight, Some(&bias))
         }
     };
+    let loss = |tape: &mut Tape, of: &[usize]| {
+        let column = |value: &dyn Fn(usize) -> i64| {
+            Tensor::from_slice(&nodes.device, &[of.len()], &of.iter().map(|&i| value(i)).collect::<Vec<i64>>())
+        };
+        let (places, targets) = (column(&|i| i as i64)?, column(&|i| nodes.train.labels[i])?);
+        let logits = forward(tape, &graph, &features)?;
+        let known = embedding(tape, &places, &logits)?;
+        cross_entropy(tape, &known, &targets, &CrossEntropyOptions::default())
+    };
+    let held = ewc.map(|springs| springs.cast_by(&params, &chosen, chosen.len().max(1), loss)).transpose()?;
     let mut optimizer = AdamW::new(AdamWConfig::default(), &params)?;
     let mut grads = Grads::zeros(&params)?;
     for step in 0..STEPS {
         let mut tape = Tape::training(&params, seed, step as u32);
-        let logits = forward(&mut tape, &graph, &features)?;
-        let known = embedding(&mut tape, &places, &logits)?;
-        let loss = cross_entropy(&mut tape, &known, &targets, &CrossEntropyOptions::default())?;
+        let loss = loss(&mut tape, &chosen)?;
         tape.backward(&loss, &mut grads)?;
+        if let Some(held) = &held {
+            held.add_gradient(&params, &grads)?;
+        }
         optimizer.step(&params, &grads, LR)?;
     }
 
