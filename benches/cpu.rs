@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -43,19 +43,21 @@ fn bare_gemm(group: &mut BenchmarkGroup<'_, WallTime>, shape: &str, [m, n, k]: [
 
 /// A copy that reads and writes `bytes` in all, on every thread where that pays.
 fn bare_copy(group: &mut BenchmarkGroup<'_, WallTime>, shape: &str, bytes: usize) {
-    const PIECE: usize = 256 * 1024;
     let (from, mut to) = (vec![1u8; bytes / 2], vec![2u8; bytes / 2]);
     group.throughput(Throughput::Bytes(bytes as u64));
-    group.bench_function(BenchmarkId::new("copy of the same bytes", shape), |bench| {
-        bench.iter(|| {
-            if from.len() < 2 * PIECE {
-                to.copy_from_slice(black_box(&from));
-            } else {
-                let pieces = to.par_chunks_mut(PIECE).zip(from.par_chunks(PIECE));
-                pieces.for_each(|(to, from)| to.copy_from_slice(black_box(from)));
-            }
-        });
-    });
+    group
+        .bench_function(BenchmarkId::new("copy of the same bytes", shape), |bench| bench.iter(|| copy(&from, &mut to)));
+}
+
+/// A copy, on every thread where that pays.
+fn copy(from: &[u8], to: &mut [u8]) {
+    const PIECE: usize = 256 * 1024;
+    if from.len() < 2 * PIECE {
+        to.copy_from_slice(black_box(from));
+    } else {
+        let pieces = to.par_chunks_mut(PIECE).zip(from.par_chunks(PIECE));
+        pieces.for_each(|(to, from)| to.copy_from_slice(black_box(from)));
+    }
 }
 
 fn linear(c: &mut Criterion) {
@@ -202,8 +204,34 @@ fn loss(c: &mut Criterion) {
     group.finish();
 }
 
+/// How many times as long as `base` the op takes, told as seconds. The two take turns, so that both meet the same moments of the machine; the
+/// median of the turns counts.
+fn beside(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    (name, shape): (&str, &str),
+    mut base: impl FnMut(),
+    mut op: impl FnMut(),
+) {
+    group.bench_function(BenchmarkId::new(name, shape), |bench| {
+        bench.iter_custom(|turns| {
+            let timed = |run: &mut dyn FnMut()| {
+                let start = Instant::now();
+                run();
+                start.elapsed().as_secs_f64()
+            };
+            let turn = |_| {
+                let base = timed(&mut base);
+                timed(&mut op) / base
+            };
+            let mut ratios: Vec<f64> = (0..turns).map(turn).collect();
+            ratios.sort_by(f64::total_cmp);
+            Duration::from_secs_f64(ratios[ratios.len() / 2] * turns as f64)
+        });
+    });
+}
+
 /// Sums over 16 random edges a node beside a copy of as many bytes as they gather, and the graph of similar rows beside the bare product of
-/// all rows with all rows, of which it computes one half.
+/// all rows with all rows, of which it computes one half. What is told is how many times as long they take.
 fn graphs(c: &mut Criterion) {
     let params = no_params();
     let mut group = c.benchmark_group("graph_forward");
@@ -212,13 +240,21 @@ fn graphs(c: &mut Criterion) {
     let dice = Stream::named(0, 0, "bench graph");
     let edges: Vec<(usize, usize)> = (0..v * degree).map(|e| (e / degree, dice.bits(e as u64) as usize % v)).collect();
     let graph = Csr::new(&Adjacency::from_edges((v, v), &edges, None).unwrap(), &Device::cpu()).unwrap();
-    let x = constant("x", &[v, f]);
     let shape = format!("{v} nodes, degree {degree}, f={f}");
-    bare_copy(&mut group, &shape, v * (degree + 1) * f * size_of::<f32>());
-    for reduce in [Reduce::Sum, Reduce::Max] {
-        group.bench_function(BenchmarkId::new(format!("spmm {reduce:?}"), &shape), |bench| {
-            bench.iter(|| spmm(&mut Tape::inference(&params), &graph, &x, None, reduce).unwrap());
-        });
+    for dtype in [DType::F32, DType::BF16] {
+        let x = Var::constant(tensor("x", &[v, f]).cast(dtype).unwrap());
+        // A copy reads one half of the bytes and writes the other.
+        let half = v * (degree + 1) * f * dtype.size() / 2;
+        let (from, mut to) = (vec![1u8; half], vec![2u8; half]);
+        for reduce in [Reduce::Sum, Reduce::Max] {
+            let name = format!("spmm {reduce:?} {dtype}, times a copy of the same bytes");
+            beside(
+                &mut group,
+                (&name, &shape),
+                || copy(&from, &mut to),
+                || drop(spmm(&mut Tape::inference(&params), &graph, &x, None, reduce).unwrap()),
+            );
+        }
     }
     group.finish();
 
@@ -230,16 +266,12 @@ fn graphs(c: &mut Criterion) {
     // A band of rows at a time, so that the bare product needs no n x n matrix either.
     let (band, values) = (2000, rows.to_f32_vec().unwrap());
     let mut out = vec![0.0f32; band * n];
-    group.bench_function(BenchmarkId::new("bare gemm", &shape), |bench| {
-        bench.iter(|| {
-            for x in values.chunks(band * f) {
-                bare_product([band, n, f], black_box(x), &values, &mut out).unwrap();
-            }
-        });
-    });
-    group.bench_function(BenchmarkId::new("cosine_graph", &shape), |bench| {
-        bench.iter(|| cosine_graph(&rows, &CosineOptions::default()).unwrap());
-    });
+    beside(
+        &mut group,
+        ("cosine_graph, times the bare gemm", &shape),
+        || values.chunks(band * f).for_each(|x| bare_product([band, n, f], black_box(x), &values, &mut out).unwrap()),
+        || drop(cosine_graph(&rows, &CosineOptions::default()).unwrap()),
+    );
     group.finish();
 }
 
