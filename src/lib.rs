@@ -11,7 +11,7 @@
 //! | [`Tape`](autograd::Tape), [`Var`](autograd::Var), [`Grads`](autograd::Grads) | autograd that remembers only what adapters need, with a [`Ledger`](autograd::Ledger) of what that costs |
 //! | [`graph`] | graphs between rows of tensors: made and changed on the host, read by ops on a device |
 //! | [`ops`] | frozen linear with low-rank update, linear, norms, activations, attention, embeddings, pooling, block-sparse products, gates, sums over graphs, loss, AdamW |
-//! | [`adapters`] | LoRA and heads on a trunk, by module names; to and from PEFT files; merging |
+//! | [`adapters`] | the low-rank family and heads on a trunk, by module names; to and from PEFT files; merging |
 //! | [`adapters::block_sparse`] | updates by blocks, and learning which; [`adapters::sora`]: ranks with gates |
 //! | [`optim`] | AdamW, schedules of rates and densities, and carrying on with parameters of another form |
 //! | [`models`] | frozen trunks |

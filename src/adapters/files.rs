@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::head::learn_whole;
-use super::{AttachReport, Trunk, lora};
+use super::{AttachReport, Trunk, dora, lora};
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::Result;
@@ -57,8 +57,10 @@ pub fn load_adapter(
     let targets_nothing = matches!(&file.config.target_modules, Modules::Names(names) if names.is_empty());
     let report = if targets_nothing && !file.full.is_empty() {
         AttachReport::default()
+    } else if file.config.use_dora {
+        dora::attach(&file.config, 1.0, trunk, &mut builder)?
     } else {
-        lora::attach(&file.config, trunk, &mut builder)?
+        lora::attach(&file.config, 1.0, trunk, &mut builder)?
     };
     let params = builder.build(device, dtype, 0)?;
     let expected: Vec<(String, ParamId)> =

@@ -15,12 +15,12 @@ pub trait LinearAdapter: fmt::Debug + Send + Sync {
     /// `x [.., k]` to `[.., n]`.
     fn forward(&self, tape: &mut Tape, x: &Var, weight: &FrozenWeight, bias: Option<&Var>) -> Result<Var>;
 
-    /// The matrix `[n, k]`, row-major, that can be added to the weight in this adapter's place.
+    /// The matrix `[n, k]`, row-major, that can be added to `weight` in this adapter's place.
     ///
     /// # Errors
     /// [`Error::Unsupported`] where there is none, because what is added to the output depends on the input in another way.
-    fn update(&self, params: &ParamSet, shape: [usize; 2]) -> Result<Vec<f64>> {
-        let _ = (params, shape);
+    fn update(&self, params: &ParamSet, weight: &FrozenWeight) -> Result<Vec<f64>> {
+        let _ = (params, weight);
         let hint = "keep the adapter beside the weight".into();
         Err(Error::Unsupported { op: "merge", what: format!("{self:?} is no matrix that could be added"), hint })
     }
@@ -84,13 +84,14 @@ impl AdaptedLinear {
     /// that [`AdaptedLinear::unmerge`] restores them bit for bit.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for an adapter that is no matrix, a layer that learns as a whole, or one that is merged already.
+    /// [`Error::Unsupported`] for an adapter that is no matrix, a layer that learns as a whole, or one that is merged already;
+    /// [`Error::Value`] for a sum that is not finite in the weight's dtype. Nothing is changed then.
     pub fn merge(&mut self, params: &ParamSet) -> Result<MergeReport> {
         let Slot::Adapted(adapter) = &self.slot else {
             let what = format!("`{}` carries no adapter", self.name);
             return Err(Error::Unsupported { op: "merge", what, hint: "merge linears with an adapter, once".into() });
         };
-        let update = adapter.update(params, [self.weight.n(), self.weight.k()])?;
+        let update = adapter.update(params, &self.weight)?;
         let (weight, report) = merged(&self.name, &self.weight, &update)?;
         let old = (std::mem::replace(&mut self.weight, weight), std::mem::take(&mut self.slot));
         self.unmerged = Some(old);

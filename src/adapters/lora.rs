@@ -2,6 +2,8 @@
 //!
 //! `A [r, k]` starts at U(−1/√k, 1/√k), `B [n, r]` at zero, so that training starts from the trunk itself.
 //! `s = α/r`, or `α/√r` with rsLoRA (Kalajdzievski, "A rank stabilization scaling factor for fine-tuning with LoRA", 2023).
+//! LoRA+ lets B learn at a multiple of A's rate (Hayou et al., "LoRA+: Efficient Low Rank Adaptation of Large Models", 2024): 16 is its
+//! authors' advice.
 //! Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021; defaults and names as in PEFT.
 
 use super::attach::{AttachReport, Attached, for_targets};
@@ -32,8 +34,9 @@ impl LinearAdapter for Lora {
         frozen_linear(tape, x, weight, bias, Some(update))
     }
 
-    fn update(&self, params: &ParamSet, shape: [usize; 2]) -> Result<Vec<f64>> {
-        let mut update = vec![0.0; shape[0] * shape[1]];
+    fn update(&self, params: &ParamSet, weight: &FrozenWeight) -> Result<Vec<f64>> {
+        let shape @ [n, k] = [weight.n(), weight.k()];
+        let mut update = vec![0.0; n * k];
         add_low_rank(&mut update, shape, params, [self.a, self.b], None, self.scale)?;
         Ok(update)
     }
@@ -51,6 +54,8 @@ pub struct LoraConfig {
     /// Rank of the modules that a pattern matches, in place of `rank`; the first that matches counts.
     pub rank_pattern: Vec<(String, usize)>,
     pub alpha_pattern: Vec<(String, f64)>,
+    /// LoRA+: B learns at so many times the rate of A.
+    pub plus_ratio: f64,
 }
 
 impl Default for LoraConfig {
@@ -63,6 +68,7 @@ impl Default for LoraConfig {
             targets: Modules::Names(vec!["q_proj".into(), "v_proj".into()]),
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
+            plus_ratio: 1.0,
         }
     }
 }
@@ -102,16 +108,22 @@ impl LoraConfig {
     ///
     /// # Errors
     /// [`Error::NoMatch`] when nothing matches; [`Error::Value`] for a rank outside 1..=256, an alpha that is not finite, a dropout
-    /// outside [0, 1).
+    /// outside [0, 1), a ratio that is negative or not finite.
     pub fn attach(&self, trunk: &mut dyn Trunk, params: &mut ParamSetBuilder) -> Result<AttachReport> {
-        attach(&self.to_peft(&[]), trunk, params)
+        attach(&self.to_peft(&[]), self.plus_ratio, trunk, params)
     }
 }
 
-pub(super) fn attach(config: &PeftConfig, trunk: &mut dyn Trunk, params: &mut ParamSetBuilder) -> Result<AttachReport> {
+pub(super) fn attach(
+    config: &PeftConfig,
+    plus_ratio: f64,
+    trunk: &mut dyn Trunk,
+    params: &mut ParamSetBuilder,
+) -> Result<AttachReport> {
     validate(config)?;
     for_targets(trunk, config, |linear, matcher| {
         let lora = declare(linear, matcher, params)?;
+        params.rate(lora.b, plus_ratio)?;
         linear.adapt(lora);
         let module = linear.name().to_string();
         let rank = matcher.rank(&module);

@@ -1,6 +1,6 @@
 //! `W = round(W₀ + ΔW)`: adapters that are a matrix become part of the weight, and nothing is paid for them any more.
 //!
-//! The sum is taken in f64 and rounded once, to the weight's dtype. In a 16-bit weight much of a small update is lost that way; the
+//! A merge is safe: nothing is changed if a sum is not finite in the weight's dtype, or if there is no matrix to add. The sum is taken in f64 and rounded once, to the weight's dtype. In a 16-bit weight much of a small update is lost that way; the
 //! report says how much.
 
 use std::fmt;
@@ -69,6 +69,10 @@ pub(super) fn merged(module: &str, weight: &FrozenWeight, update: &[f64]) -> Res
     let sums: Vec<f64> = old.iter().zip(update).map(|(w, u)| w + u).collect();
     let tensor = rounded(weight, &sums)?;
     let new = tensor.to_f64_vec()?;
+    if let Some(at) = new.iter().position(|v| !v.is_finite()) {
+        let got = format!("{:e} at element {at} of `{module}`", sums[at]);
+        return Err(Error::value("merge", "update", format!("sums that are finite in {}", weight.dtype()), got));
+    }
     let (module, elements) = (module.to_string(), old.len());
     let mut report = MergeReport { module, elements, updated: 0, rounded: 0, lost: 0, max_error: 0.0 };
     for (((old, update), sum), new) in old.iter().zip(update).zip(&sums).zip(&new) {
@@ -95,7 +99,7 @@ fn rounded(weight: &FrozenWeight, values: &[f64]) -> Result<Tensor> {
 }
 
 /// The master values of a parameter.
-fn master(params: &ParamSet, id: ParamId) -> Result<Vec<f64>> {
+pub(super) fn master(params: &ParamSet, id: ParamId) -> Result<Vec<f64>> {
     params.view(params.master(), id)?.contiguous()?.to_f64_vec()
 }
 
@@ -120,13 +124,26 @@ pub(super) fn add_low_rank(
     scale: f64,
 ) -> Result<()> {
     let (a, b) = (master(params, a)?, master(params, b)?);
+    let gate = gate.map(|g| master(params, g)).transpose()?;
+    add_product(out, [n, k], [&a, &b], gate.as_deref(), scale)
+}
+
+/// Adds `scale · B (g ⊙ A)` for factors that are given.
+pub(super) fn add_product(
+    out: &mut [f64],
+    [n, k]: [usize; 2],
+    [a, b]: [&[f64]; 2],
+    gate: Option<&[f64]>,
+    scale: f64,
+) -> Result<()> {
     let r = a.len() / k.max(1);
-    let gate = gate.map_or(Ok(vec![1.0; r]), |g| master(params, g))?;
+    let ones = vec![1.0; r];
+    let gate = gate.unwrap_or(&ones);
     if b.len() != n * r || out.len() != n * k || gate.len() != r {
         return Err(Error::shape("merge", "b", format!("[{n}, {r}]"), &[b.len()]));
     }
     for (row, b) in out.chunks_exact_mut(k).zip(b.chunks_exact(r)) {
-        for ((b, g), a) in b.iter().zip(&gate).zip(a.chunks_exact(k)) {
+        for ((b, g), a) in b.iter().zip(gate).zip(a.chunks_exact(k)) {
             let factor = scale * b * g;
             for (out, a) in row.iter_mut().zip(a) {
                 *out += factor * a;

@@ -10,57 +10,25 @@
 //! Source: Ding et al., "Sparse Low-rank Adaptation of Pre-trained Language Models", EMNLP 2023. The published code's threshold ignores η
 //! and sends all of |g| < 2λ to zero; this is the formula of the paper.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
-use super::attach::{Attached, for_targets};
-use super::lora::validate;
-use super::merge::add_low_rank;
-use super::{AttachReport, LinearAdapter, LoraConfig, Slot, Trunk};
-use crate::autograd::{Tape, Var};
+use super::gated::Parameters;
+pub use super::gated::{GatedLora, Ranks};
+use super::{AttachReport, LoraConfig, Trunk};
 use crate::error::{Error, Result};
-use crate::ops::{LowRank, column_gate, frozen_linear, soft_threshold};
+use crate::ops::soft_threshold;
 use crate::optim::Carry;
-use crate::rng::Stream;
-use crate::tensor::{FrozenWeight, Init, ParamId, ParamSet, ParamSetBuilder};
+use crate::tensor::{Init, ParamSet, ParamSetBuilder};
 
 const OP: &str = "sora";
-const A: &str = ".sora_A";
-const B: &str = ".sora_B";
-const GATE: &str = ".sora_gate";
-
-/// The adapter on one linear.
-#[derive(Clone, Debug)]
-pub struct Sora {
-    /// `[r, k]`
-    pub a: ParamId,
-    /// `[n, r]`
-    pub b: ParamId,
-    /// `[r]`
-    pub gate: ParamId,
-    pub scale: f64,
-    pub dropout: f64,
-    pub site: u32,
-}
-
-impl LinearAdapter for Sora {
-    fn forward(&self, tape: &mut Tape, x: &Var, weight: &FrozenWeight, bias: Option<&Var>) -> Result<Var> {
-        let (a, b, gate) = (tape.param(self.a)?, tape.param(self.b)?, tape.param(self.gate)?);
-        let gated = column_gate(tape, &b, &gate)?;
-        let update = LowRank { a: &a, b: &gated, scale: self.scale, dropout: self.dropout, site: self.site };
-        frozen_linear(tape, x, weight, bias, Some(update))
-    }
-
-    fn update(&self, params: &ParamSet, shape: [usize; 2]) -> Result<Vec<f64>> {
-        let mut update = vec![0.0; shape[0] * shape[1]];
-        add_low_rank(&mut update, shape, params, [self.a, self.b], Some(self.gate), self.scale)?;
-        Ok(update)
-    }
-}
-
-/// Ranks that each adapted module has now. A module that is not here has the configuration's; one of rank 0 has no adapter left.
-pub type Ranks = BTreeMap<String, usize>;
+/// While B is zero, neither A nor the gate moves anything.
+const PARAMETERS: Parameters = Parameters {
+    op: OP,
+    a: ".sora_A",
+    b: ".sora_B",
+    gate: ".sora_gate",
+    start: |k| [(Init::KaimingUniform { fan_in: k }, true), (Init::Zeros, false), (Init::Normal { std: 1.0 }, true)],
+};
 
 /// Where gated LoRAs go.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,31 +40,7 @@ pub struct SoraConfig {
 impl SoraConfig {
     /// Puts a gated LoRA on every target and declares `<module>.sora_A`, `<module>.sora_B`, `<module>.sora_gate`.
     pub fn attach(&self, trunk: &mut dyn Trunk, ranks: &Ranks, params: &mut ParamSetBuilder) -> Result<AttachReport> {
-        let config = self.lora.to_peft(&[]);
-        validate(&config)?;
-        for_targets(trunk, &config, |linear, matcher| {
-            let module = linear.name().to_string();
-            let most = matcher.rank(&module);
-            let rank = ranks.get(&module).copied().unwrap_or(most);
-            let (n, k) = (linear.weight().n(), linear.weight().k());
-            if rank > most {
-                return Err(Error::value(OP, "rank", format!("at most {most} for `{module}`"), rank));
-            }
-            if rank == 0 {
-                linear.set_slot(Slot::Frozen);
-                return Ok(Attached { module, rank, params: 0 });
-            }
-            let a = params.add(format!("{module}{A}"), &[rank, k], Init::KaimingUniform { fan_in: k })?;
-            let b = params.add(format!("{module}{B}"), &[n, rank], Init::Zeros)?;
-            let gate = params.add(format!("{module}{GATE}"), &[rank], Init::Normal { std: 1.0 })?;
-            // While B is zero, neither A nor the gate moves anything.
-            params.first_gradient_may_vanish(a);
-            params.first_gradient_may_vanish(gate);
-            let site = Stream::named(0, 0, &module).site;
-            let (scale, dropout) = (matcher.scale(&module), matcher.dropout());
-            linear.adapt(Sora { a, b, gate, scale, dropout, site });
-            Ok(Attached { module, rank, params: rank * (n + k + 1) })
-        })
+        PARAMETERS.attach(&self.lora, trunk, ranks, params)
     }
 }
 
@@ -141,7 +85,7 @@ impl GateSchedule {
         if threshold == 0.0 {
             return Ok(());
         }
-        for id in params.ids().filter(|&id| params.get(id).is_ok_and(|p| p.name.ends_with(GATE))) {
+        for (_, id) in PARAMETERS.gates(params)? {
             let (master, working) = (params.view(params.master(), id)?, params.view(params.working(), id)?);
             let working = (working.dtype() != master.dtype()).then_some(&working);
             soft_threshold(&master, working, threshold)?;
@@ -152,25 +96,7 @@ impl GateSchedule {
 
 /// The ranks without those whose gate is zero, and how values and moments follow.
 pub fn prune_ranks(ranks: &Ranks, params: &ParamSet) -> Result<(Ranks, Carry)> {
-    let (mut next, mut carry) = (ranks.clone(), Carry::whole());
-    for id in params.ids() {
-        let Some(module) = params.get(id)?.name.strip_suffix(GATE).map(str::to_string) else { continue };
-        let gates = params.view(params.master(), id)?.contiguous()?.to_f32_vec()?;
-        let kept: Vec<usize> = (0..gates.len()).filter(|&r| gates[r] != 0.0).collect();
-        let (old, new) = (gates.len(), kept.len());
-        let extent = |end: &str, dim: usize| -> Result<usize> {
-            let name = format!("{module}{end}");
-            let missing = || Error::value(OP, "params", format!("`{name}`"), "none");
-            let id = params.find(&name).ok_or_else(missing)?;
-            Ok(params.get(id)?.dims[dim])
-        };
-        let (k, n) = (extent(A, 1)?, extent(B, 0)?);
-        carry.elements(format!("{module}{A}"), (0..new * k).map(|e| Some(kept[e / k] * k + e % k)).collect());
-        carry.elements(format!("{module}{B}"), (0..n * new).map(|e| Some(e / new * old + kept[e % new])).collect());
-        carry.elements(format!("{module}{GATE}"), kept.iter().copied().map(Some).collect());
-        next.insert(module, new);
-    }
-    Ok((next, carry))
+    PARAMETERS.prune(ranks, params)
 }
 
 #[cfg(test)]

@@ -32,14 +32,14 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// Moments zero, no step taken.
+    /// Moments zero, no step taken. Parameters learn at the rates that they were declared with, of which there may be eight.
     pub fn new(config: AdamWConfig, params: &ParamSet) -> Result<Self> {
         let (device, dtype) = (params.device(), params.master().dtype());
         let zeros = || Tensor::zeros(device, &[params.flat_len()], dtype);
-        let whole = Group { end: params.flat_len(), lr_multiplier: 1.0, weight_decay: config.weight_decay };
+        let group = |(end, lr_multiplier)| Group { end, lr_multiplier, weight_decay: config.weight_decay };
         Ok(AdamW {
             config,
-            groups: vec![whole],
+            groups: params.rates().into_iter().map(group).collect(),
             m: zeros()?,
             v: zeros()?,
             scratch: Scratch::new(device, dtype)?,

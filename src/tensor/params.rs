@@ -22,6 +22,10 @@ pub enum Init {
     KaimingUniform {
         fan_in: usize,
     },
+    /// U(−bound, bound).
+    Uniform {
+        bound: f64,
+    },
     Normal {
         std: f64,
     },
@@ -37,6 +41,8 @@ pub struct Param {
     pub offset: usize,
     /// Whether an all-zero first gradient is what the mathematics says (LoRA's A while B is zero) rather than a defect.
     pub first_gradient_may_vanish: bool,
+    /// Multiplies the optimizer's learning rate.
+    pub rate: f64,
 }
 
 impl Param {
@@ -76,7 +82,7 @@ impl ParamSetBuilder {
         let end = end.ok_or(Error::SizeOverflow { op: "params", dims: dims.to_vec() })?;
         let id = ParamId(self.params.len() as u32);
         let dims = Dims::from_slice(dims);
-        self.params.push(Param { name, dims, offset: self.len, first_gradient_may_vanish: false });
+        self.params.push(Param { name, dims, offset: self.len, first_gradient_may_vanish: false, rate: 1.0 });
         self.inits.push(init);
         self.len = end;
         Ok(id)
@@ -87,12 +93,42 @@ impl ParamSetBuilder {
         self.params[id.0 as usize].first_gradient_may_vanish = true;
     }
 
+    /// Gives this parameter `rate` times the optimizer's learning rate. Parameters of one rate are laid out together.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for a rate that is negative or not finite.
+    pub fn rate(&mut self, id: ParamId, rate: f64) -> Result<()> {
+        if !(rate.is_finite() && rate >= 0.0) {
+            return Err(Error::value("params", "rate", "a finite number, 0 or more", rate));
+        }
+        self.params[id.0 as usize].rate = rate;
+        Ok(())
+    }
+
+    /// Moves parameters of one rate together, in the order in which the rates first come; the others stay in order.
+    fn group_by_rate(&mut self) {
+        let mut rates: Vec<f64> = Vec::new();
+        for param in &self.params {
+            if !rates.contains(&param.rate) {
+                rates.push(param.rate);
+            }
+        }
+        let mut offset = 0;
+        for rate in rates {
+            for param in self.params.iter_mut().filter(|p| p.rate == rate) {
+                param.offset = offset;
+                offset += param.numel().next_multiple_of(ALIGNMENT);
+            }
+        }
+    }
+
     /// Draws the starting values and lays everything out on `device`. `dtype` is what the forward pass computes in; masters are
     /// kept in f32 (f64 for f64).
-    pub fn build(self, device: &Device, dtype: DType, seed: u64) -> Result<ParamSet> {
+    pub fn build(mut self, device: &Device, dtype: DType, seed: u64) -> Result<ParamSet> {
         if !dtype.is_float() {
             return Err(Error::DType { op: "params", argument: "dtype", expected: "a float type".into(), got: dtype });
         }
+        self.group_by_rate();
         let mut values = vec![0.0f32; self.len];
         for (param, init) in self.params.iter().zip(&self.inits) {
             draw(init, Stream::named(seed, 0, &param.name), &mut values[param.offset..param.offset + param.numel()]);
@@ -107,6 +143,20 @@ impl ParamSetBuilder {
     }
 }
 
+impl Init {
+    /// The values that a parameter called `name` starts with in a set of this seed: for what is drawn and then stays as it is.
+    pub fn values(&self, seed: u64, name: &str, numel: usize) -> Result<Vec<f32>> {
+        if let Init::Values(values) = self
+            && values.len() != numel
+        {
+            return Err(Error::shape("params", "values", format!("{numel} values"), &[values.len()]));
+        }
+        let mut out = vec![0.0; numel];
+        draw(self, Stream::named(seed, 0, name), &mut out);
+        Ok(out)
+    }
+}
+
 fn draw(init: &Init, stream: Stream, out: &mut [f32]) {
     match init {
         Init::Zeros => out.fill(0.0),
@@ -115,6 +165,9 @@ fn draw(init: &Init, stream: Stream, out: &mut [f32]) {
         Init::Normal { std } => (0..).zip(out).for_each(|(e, v)| *v = (stream.normal(e) * std) as f32),
         Init::KaimingUniform { fan_in } => {
             let bound = 1.0 / (*fan_in.max(&1) as f64).sqrt();
+            draw(&Init::Uniform { bound }, stream, out);
+        }
+        Init::Uniform { bound } => {
             (0..).zip(out).for_each(|(e, v)| *v = ((2.0 * stream.uniform(e) - 1.0) * bound) as f32);
         }
     }
@@ -144,6 +197,22 @@ impl ParamSet {
 
     pub fn ids(&self) -> impl Iterator<Item = ParamId> + use<> {
         (0..self.0.params.len() as u32).map(ParamId)
+    }
+
+    /// Where the rates of learning change in the flat buffer: the end of each run of parameters of one rate, and that rate.
+    pub fn rates(&self) -> Vec<(usize, f64)> {
+        let mut order: Vec<&Param> = self.0.params.iter().collect();
+        order.sort_by_key(|p| p.offset);
+        let mut rates = vec![(self.flat_len(), order.first().map_or(1.0, |p| p.rate))];
+        for param in order {
+            if let Some(last) = rates.last_mut()
+                && last.1 != param.rate
+            {
+                last.0 = param.offset;
+                rates.push((self.flat_len(), param.rate));
+            }
+        }
+        rates
     }
 
     pub fn find(&self, name: &str) -> Option<ParamId> {

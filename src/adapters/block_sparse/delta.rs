@@ -68,8 +68,9 @@ impl LinearAdapter for BlockSparseDelta {
         }
     }
 
-    fn update(&self, params: &ParamSet, shape: [usize; 2]) -> Result<Vec<f64>> {
-        let mut update = vec![0.0; shape[0] * shape[1]];
+    fn update(&self, params: &ParamSet, weight: &FrozenWeight) -> Result<Vec<f64>> {
+        let shape @ [n, k] = [weight.n(), weight.k()];
+        let mut update = vec![0.0; n * k];
         if let Some((pattern, values)) = self.existing() {
             if pattern.shape() != shape {
                 return Err(Error::shape(OP, "pattern", format!("a pattern of {shape:?}"), &pattern.shape()));

@@ -75,10 +75,12 @@ pub struct Slot {
     pub offset: usize,
 }
 
-/// Where the parameters of a set lie.
+/// Where the parameters of a set lie, in the order in which they do.
 pub fn layout_of(params: &ParamSet) -> Vec<Slot> {
     let slot = |p: &crate::tensor::Param| Slot { name: p.name.clone(), dims: p.dims.to_vec(), offset: p.offset };
-    params.params().iter().map(slot).collect()
+    let mut slots: Vec<Slot> = params.params().iter().map(slot).collect();
+    slots.sort_by_key(|slot| slot.offset);
+    slots
 }
 
 impl State {

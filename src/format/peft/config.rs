@@ -38,6 +38,8 @@ pub struct PeftConfig {
     pub lora_dropout: f64,
     /// Scale by alpha/√r instead of alpha/r.
     pub use_rslora: bool,
+    /// Magnitudes of the rows learn as well: DoRA.
+    pub use_dora: bool,
     pub target_modules: Modules,
     pub exclude_modules: Option<Modules>,
     /// Indices of the layers that `target_modules` is limited to.
@@ -64,6 +66,7 @@ impl PeftConfig {
             lora_alpha: 8.0,
             lora_dropout: 0.0,
             use_rslora: false,
+            use_dora: false,
             target_modules,
             exclude_modules: None,
             layers_to_transform: None,
@@ -149,6 +152,9 @@ impl PeftConfig {
         }
         if self.use_rslora {
             fields.push(("use_rslora", Json::Bool(true)));
+        }
+        if self.use_dora {
+            fields.push(("use_dora", Json::Bool(true)));
         }
         if !self.rank_pattern.is_empty() {
             let ranks = self.rank_pattern.iter().map(|(key, r)| (key.clone(), whole(*r))).collect();
@@ -241,6 +247,7 @@ impl Fields<'_> {
             config.lora_dropout = self.float("lora_dropout", dropout)?;
         }
         config.use_rslora = self.flag("use_rslora")?.unwrap_or(false);
+        config.use_dora = self.flag("use_dora")?.unwrap_or(false);
         config.inference_mode = self.flag("inference_mode")?.unwrap_or(false);
         for (key, value) in self.object("rank_pattern")? {
             let r = self.whole("rank_pattern", value)?;
@@ -379,7 +386,6 @@ mod tests {
     #[test]
     fn fields_that_change_the_forward_pass_are_refused_by_name() {
         for field in [
-            r#""use_dora":true"#,
             r#""use_qalora":true"#,
             r#""use_bdlora":{"a":1}"#,
             r#""use_something_new":true"#,
@@ -443,6 +449,7 @@ mod tests {
             lora_alpha: 0.1,
             lora_dropout: 0.05,
             use_rslora: true,
+            use_dora: true,
             target_modules: Modules::Pattern(r".*\.(q|v)_proj".into()),
             exclude_modules: Some(Modules::Names(vec!["head".into()])),
             layers_to_transform: Some(vec![0, 2]),

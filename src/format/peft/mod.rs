@@ -4,6 +4,7 @@
 //! ```text
 //! base_model.model.<module path>.lora_A.weight    A [r, k]
 //! base_model.model.<module path>.lora_B.weight    B [n, r]
+//! base_model.model.<module path>.lora_magnitude_vector    m [n], of a DoRA
 //! base_model.model.<module path>.weight | .bias   a module that is trained in full
 //! ```
 //!
@@ -34,6 +35,7 @@ pub const MODEL_FILE: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
 const SUFFIX_A: &str = ".lora_A.weight";
 const SUFFIX_B: &str = ".lora_B.weight";
+const MAGNITUDE: &str = "lora_magnitude_vector";
 /// Bytes of a key.
 const MAX_KEY: usize = 1024;
 
@@ -68,7 +70,7 @@ pub struct AdapterFile {
     pub config: PeftConfig,
     /// By module path.
     pub lora: BTreeMap<String, LoraPair>,
-    /// Parameters stored in full, by path: `classifier.weight`.
+    /// Parameters stored under their own names, by path: `classifier.weight`, and a DoRA's magnitudes.
     pub full: BTreeMap<String, Tensor>,
 }
 
@@ -105,9 +107,10 @@ impl AdapterFile {
                     continue;
                 };
                 let half = [SUFFIX_A, SUFFIX_B].iter().position(|suffix| name.ends_with(suffix));
-                let saved = name
-                    .rsplit_once('.')
-                    .is_some_and(|(module, leaf)| matches!(leaf, "weight" | "bias") && matcher.saves(module));
+                let saved = name.rsplit_once('.').is_some_and(|(module, leaf)| {
+                    matches!(leaf, "weight" | "bias") && matcher.saves(module)
+                        || adapter.config.is_magnitude(module, leaf, &matcher)
+                });
                 if half.is_none() && !saved {
                     report.unexpected.push(key.into());
                     continue;
@@ -201,7 +204,10 @@ impl AdapterFile {
         let mut report = LoadReport::default();
         check_pairs(&self.config, &self.lora, &mut report)?;
         let matcher = Matcher::new(&self.config)?;
-        let saved = |name: &str| name.rsplit_once('.').is_some_and(|(module, _)| matcher.saves(module));
+        let saved = |name: &str| {
+            let of = |(module, leaf)| matcher.saves(module) || self.config.is_magnitude(module, leaf, &matcher);
+            name.rsplit_once('.').is_some_and(of)
+        };
         report.unexpected.extend(self.full.keys().filter(|name| !saved(name)).map(|name| full_key(name)));
         report.into_result(dir)
     }
@@ -227,6 +233,13 @@ impl AdapterFile {
         }
         report.unexpected.extend(held.into_keys());
         report
+    }
+}
+
+impl PeftConfig {
+    /// Whether a name is that of a DoRA's magnitudes.
+    fn is_magnitude(&self, module: &str, leaf: &str, matcher: &Matcher) -> bool {
+        self.use_dora && leaf == MAGNITUDE && matcher.targets(module)
     }
 }
 

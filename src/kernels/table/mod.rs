@@ -1,11 +1,13 @@
 //! The table of kernels: pure data, compiled into the crate and into build.rs. It is the single source of tile constants: build.rs
 //! passes each family's defines to nvcc, and a kernel source refuses to compile without them.
 
+mod adapters;
 mod attention;
 mod block_sparse;
 mod graph;
 mod products;
 
+use adapters::{DEFORMABLE_SAMPLE, DUAL_RANK, MAGNITUDE};
 use attention::{ATTENTION_32, ATTENTION_64, ATTENTION_128};
 use block_sparse::{
     BLOCK_SCORE, BLOCK_SPARSE_16, BLOCK_SPARSE_32, BLOCK_SPARSE_64, BLOCK_SPARSE_128, BLOCK_SPARSE_HOPPER_16,
@@ -301,6 +303,8 @@ pub const FAMILIES: &[Family] = &[
     COLUMN_SUM,
     COSINE_GRAPH,
     CROSS_ENTROPY,
+    DEFORMABLE_SAMPLE,
+    DUAL_RANK,
     EDGE_SOFTMAX,
     EMBEDDING,
     EWC,
@@ -310,6 +314,7 @@ pub const FAMILIES: &[Family] = &[
     GRANULAR_SCALE,
     GRAPH_ATTENTION,
     KRONECKER,
+    MAGNITUDE,
     NORM,
     ONE_LAUNCH_HOPPER_128,
     ONE_LAUNCH_HOPPER_256,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::block::{Block, Read};
 use super::{Norm, Vit, VitConfig};
-use crate::adapters::{AdaptedLinear, InsertPoint};
+use crate::adapters::{AdaptedLinear, InsertPoint, TapPoint};
 use crate::autograd::Var;
 use crate::device::Device;
 use crate::dtype::DType;
@@ -36,6 +36,7 @@ impl Loader<'_> {
             class_token: self.vector("vit.embeddings.cls_token", &[1, 1, d])?,
             positions: self.vector("vit.embeddings.position_embeddings", &[1, tokens, d])?,
             blocks,
+            tap: TapPoint::new(config.layers - 1, d, [config.image / config.patch; 2], 1),
             norm: self.norm("vit.layernorm")?,
             classifier: self.linear("classifier", config.labels, d)?,
             device: self.device.clone(),

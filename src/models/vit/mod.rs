@@ -15,7 +15,7 @@ pub use config::VitConfig;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::adapters::{AdaptedLinear, InsertPoint, Trunk};
+use crate::adapters::{AdaptedLinear, InsertPoint, TapPoint, Trunk};
 use crate::autograd::{Segment, Tape, Var};
 use crate::device::Device;
 use crate::dtype::DType;
@@ -48,6 +48,8 @@ pub struct Vit {
     class_token: Var,
     positions: Var,
     blocks: Vec<Arc<Block>>,
+    /// Before the last block, which reads the class token alone.
+    tap: TapPoint,
     norm: Norm,
     classifier: AdaptedLinear,
     device: Device,
@@ -95,7 +97,12 @@ impl Vit {
             Some(&self.positions),
             self.config.patch,
         )?;
-        for block in &self.blocks {
+        let mut tapped = Vec::new();
+        for (depth, block) in self.blocks.iter().enumerate() {
+            self.tap.collect(depth, &x, &mut tapped);
+            if depth + 1 == self.blocks.len() {
+                x = self.tap.forward(tape, x, &tapped)?;
+            }
             let segment: Arc<dyn Segment> = block.clone();
             x = tape.checkpoint(&segment, &x)?;
         }
@@ -125,6 +132,10 @@ impl Trunk for Vit {
         }
         all.push(&mut self.classifier);
         Ok(all)
+    }
+
+    fn tap(&mut self) -> Result<Option<&mut TapPoint>> {
+        Ok(Some(&mut self.tap))
     }
 
     fn inserts(&mut self) -> Result<Vec<&mut InsertPoint>> {

@@ -28,6 +28,8 @@
 pub(crate) mod cpu;
 mod gpu;
 
+pub(in crate::ops) use cpu::masked;
+
 use crate::autograd::{Recorded, Saved, Sinks, Tape, Target, Var, Wants};
 use crate::dtype::DType;
 use crate::error::{Error, Result};

@@ -3,8 +3,8 @@
 use graftwork::ops::norm::Kind;
 use graftwork::ops::{Activation, CrossEntropyOptions, Pooling, Reduce};
 use graftwork::ops::{
-    activation, attention, cross_entropy, edge_softmax, embedding, frozen_linear, graph_attention, linear, norm,
-    patch_embedding, pool, scale_add, sddmm, spmm,
+    activation, attention, cross_entropy, dual_rank, edge_softmax, embedding, frozen_linear, graph_attention, linear,
+    magnitude, norm, patch_embedding, pool, scale_add, sddmm, spmm,
 };
 use graftwork::{DType, Device, Result};
 
@@ -14,6 +14,7 @@ use crate::verify::cases;
 use cases::attention::Form;
 use cases::gate::Form as Gate;
 use cases::graph::Shape;
+use cases::low_rank::Maps;
 use cases::tokens::Image;
 
 /// One pass's unavoidable work, and what it is measured against.
@@ -173,6 +174,14 @@ pub fn all(dtype: DType) -> Vec<Entry> {
         entry(Model, t.gate(Gate::Small, [8, 197, 768])),
         entry(Gpu, t.gate(Gate::Large, [16, 512, 4096])),
         entry(Gpu, t.gate(Gate::MiddleY, [16, 512, 4096])),
+        entry(Small, t.dual_rank([544, 64, 8])),
+        entry(Model, t.dual_rank([1576, 768, 32])),
+        entry(Gpu, t.dual_rank([8192, 4096, 32])),
+        entry(Small, t.magnitude([64, 64, 8])),
+        entry(Model, t.magnitude([768, 768, 16])),
+        entry(Gpu, t.magnitude([4096, 4096, 16])),
+        entry(Small, t.deformable(Maps([32, 17, 4, 16], 4, 4))),
+        entry(Gpu, t.deformable(Maps([8, 577, 16, 64], 4, 4))),
         entry(Small, t.embedding([544, 256, 64])),
         entry(Model, t.embedding([2048, 8192, 768])),
         entry(Small, t.patch(Image(32, 1, [4, 4], 2, 64))),
@@ -320,6 +329,41 @@ impl Table {
             case: cases::gate::gated(form, shape, cases::gate::Made::Given, 0.0),
             forward: Cost::copy(flops * whole, arrays(forward)),
             backward: Cost::copy(2 * flops * whole, arrays(backward)),
+        }
+    }
+
+    /// The product with x is most of it, forward once and backward twice.
+    fn dual_rank(&self, shape: [usize; 3]) -> Subject {
+        let [m, k, r] = shape;
+        let desc = dual_rank::Desc { m, k, r, eps: 1e-5, dtype: self.dtype, dropout: None };
+        Subject::Call {
+            case: cases::low_rank::gated(shape, 0.0),
+            forward: Cost::product(desc.flops(), desc.bytes(), [m, 2 * r, k]),
+            backward: Cost::product(2 * desc.flops(), 2 * desc.bytes(), [m, k, 4 * r]),
+        }
+    }
+
+    /// Backward is one division a row.
+    fn magnitude(&self, shape: [usize; 3]) -> Subject {
+        let [n, k, r] = shape;
+        let desc = magnitude::Desc { n, k, r, scale: 0.5, dtype: self.dtype };
+        Subject::Call {
+            case: cases::low_rank::lengths(shape),
+            forward: Cost::product(desc.flops(), desc.bytes(), [n, k, r]),
+            backward: Cost::copy(n as u64, n as u64 * (self.size + 2 * F32)),
+        }
+    }
+
+    /// Backward reads what forward does, and dy, and writes three gradients.
+    fn deformable(&self, maps: Maps) -> Subject {
+        let Maps([b, q, h, d], l, p) = maps;
+        let samples = (3 * b * q * h * l * p) as u64;
+        let (values, results) = (product(&[b, maps.tokens(), h * d]), product(&[b, q, h * d]));
+        let flops = 12 * results * (l * p) as u64;
+        Subject::Call {
+            case: cases::low_rank::sampled(maps),
+            forward: Cost::copy(flops, (values + results + samples) * self.size),
+            backward: Cost::copy(2 * flops, (2 * values + results + 2 * samples) * self.size),
         }
     }
 

@@ -9,6 +9,7 @@ pub mod gate;
 pub mod graph;
 pub mod linear;
 pub mod loss;
+pub mod low_rank;
 pub mod norm;
 pub mod tokens;
 
@@ -21,6 +22,7 @@ pub fn all() -> Vec<Case> {
         norm::all,
         elementwise::all,
         gate::all,
+        low_rank::all,
         attention::all,
         tokens::all,
         loss::all,
