@@ -337,13 +337,18 @@ impl Product {
 
     /// Adds the product, a gradient summed over tokens (tn), to `target`, or writes it there: through an f32 workspace of pieces that
     /// are added in order, or straight when one piece is all.
-    pub fn sum_into(mut self, device: &Device, target: &Target) -> Result<()> {
+    pub fn sum_into(self, device: &Device, target: &Target) -> Result<()> {
+        let split = self.split(self.choose()?);
+        self.sum_in_pieces(split, device, target)
+    }
+
+    /// As [`Product::sum_into`], in pieces of `split` tokens, a multiple of 32: short ones round less, for sums that much hangs on.
+    pub fn sum_in_pieces(mut self, split: usize, device: &Device, target: &Target) -> Result<()> {
         let out = &target.tensor;
         if self.k == 0 {
             return if target.accumulate { Ok(()) } else { out.zero() };
         }
         let tile = self.choose()?;
-        let split = self.split(tile);
         let pieces = self.k.div_ceil(split);
         if pieces == 1 && out.dtype() == DType::F32 {
             (self.out, self.accumulate) = (out.address()?, target.accumulate);

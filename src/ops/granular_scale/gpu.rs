@@ -118,6 +118,8 @@ const UP: PerDType = [
 ];
 /// Edge of its tiles.
 const TILE: usize = 64;
+/// Rows of Wu that are summed one after the other on the way to a logit: as many as the sums beside it have terms in a row.
+const FOLD: usize = 32;
 const SAMPLES: KernelId = KernelId::of("granular_scale_samples_f32_w32_sm80");
 const LOGITS: KernelId = KernelId::of("granular_scale_logits_f32_w32_sm80");
 
@@ -243,7 +245,7 @@ fn folded(desc: &Desc, product: Product, weight: &Tensor, gate: u64) -> Result<T
     for Head { j, n, r } in heads(desc, product) {
         let addresses = [seen + (j * n * size) as u64, weight.address()? + (j * n * r * size) as u64, 0];
         let target = Target { tensor: out.slice(0, j * r, r)?, accumulate: false };
-        Gemm::new(OP, Layout::Tn, desc.dtype, [1, r, n], addresses).sum_into(weight.device(), &target)?;
+        Gemm::new(OP, Layout::Tn, desc.dtype, [1, r, n], addresses).sum_in_pieces(FOLD, weight.device(), &target)?;
     }
     Ok(out)
 }
