@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use graftwork::autograd::{Grads, Tape};
 use graftwork::format::checkpoint::Progress;
-use graftwork::optim::{AdamW, AdamWConfig, Ewc};
+use graftwork::optim::{AdamW, AdamWConfig, Carry, Ewc};
 use graftwork::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
@@ -199,7 +199,12 @@ impl Trainer {
         let Adapted { model, method, params, .. } = &mut self.adapted;
         let mut moment =
             Moment { step, seed, model: &mut **model, params, batches: &mut batches, goes_on: &mut goes_on };
-        let Some(carry) = method.reshape(&mut moment)? else { return Ok(!stopped) };
+        let carry = match method.reshape(&mut moment)? {
+            Some(carry) => carry,
+            // What was attached to score with is taken off again.
+            None if stopped => Carry::whole(),
+            None => return Ok(true),
+        };
         let old = self.adapted.attach_again(seed)?;
         let params = &self.adapted.params;
         carry.values(&old, params)?;
@@ -209,7 +214,7 @@ impl Trainer {
         if self.other_grads.is_some() {
             self.other_grads = Some(Grads::zeros(params)?);
         }
-        Ok(true)
+        Ok(!stopped)
     }
 
     /// Notes how the run stands.
