@@ -10,8 +10,8 @@
 
 use rayon::prelude::*;
 
-use super::host::{Real, for_each_row, for_rows, vectorised};
-use super::lanes::dot;
+use super::host::{Real, for_rows, vectorised};
+use super::lanes::fold;
 use crate::device::{Mat, MatMut, gemm};
 
 /// Ranks above this fill the panels of a general product.
@@ -28,6 +28,10 @@ const COLUMNS: usize = 64;
 /// depends on its shape alone.
 const ROWS: usize = 128;
 const PARTS: usize = 64;
+/// Elements of a row that are summed side by side.
+const LANES: usize = 16;
+/// Rows that a thread takes at a time.
+const TOGETHER: usize = 16;
 /// Elements of x below which one thread is faster than two.
 const PARALLEL_FROM: usize = 64 * 1024;
 
@@ -39,12 +43,58 @@ pub(crate) fn project<T: Real>(out: &mut [T], x: &[T], a: Mat<T>) {
         return gemm(MatMut::new(out, m, r), None, Mat::new(x, m, k), a.t(), T::of(1.0));
     }
     let a: &[T] = &row_major(a);
-    for_each_row(
-        out,
-        k,
-        #[inline(always)]
-        |at| dot(&x[at / r * k..][..k], &a[at % r * k..][..k]),
-    );
+    let some = |(block, out): (usize, &mut [T])| {
+        vectorised(
+            #[inline(always)]
+            || {
+                for (i, out) in out.chunks_mut(r).enumerate() {
+                    let row = block * TOGETHER + i;
+                    dots(out, &x[row * k..][..k], a);
+                }
+            },
+        )
+    };
+    if m * k < PARALLEL_FROM {
+        out.chunks_mut(TOGETHER * r).enumerate().for_each(some);
+    } else {
+        out.par_chunks_mut(TOGETHER * r).enumerate().for_each(some);
+    }
+}
+
+/// `out[j] = x · a[j]`, of which each sum is ordered as it would be alone.
+#[inline(always)]
+fn dots<T: Real>(out: &mut [T], x: &[T], a: &[T]) {
+    let k = x.len();
+    let (eights, rest) = out.as_chunks_mut::<8>();
+    for (i, eight) in eights.iter_mut().enumerate() {
+        *eight = dots_of(x, &a[8 * i * k..][..8 * k]);
+    }
+    let done = 8 * eights.len();
+    for (j, one) in rest.iter_mut().enumerate() {
+        [*one] = dots_of(x, &a[(done + j) * k..][..k]);
+    }
+}
+
+/// Products of x with J rows of its length: running sums enough that none waits for the one before.
+#[inline(always)]
+fn dots_of<T: Real, const J: usize>(x: &[T], a: &[T]) -> [T; J] {
+    let (k, mut sums) = (x.len(), [[T::of(0.0); LANES]; J]);
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for (c, x) in chunks.iter().enumerate() {
+        for j in 0..J {
+            let Some(a) = a[j * k + c * LANES..].first_chunk::<LANES>() else { break };
+            for i in 0..LANES {
+                sums[j][i] += x[i] * a[i];
+            }
+        }
+    }
+    for (j, sums) in sums.iter_mut().enumerate() {
+        let a = &a[j * k + chunks.len() * LANES..][..rest.len()];
+        for i in 0..rest.len() {
+            sums[i] += rest[i] * a[i];
+        }
+    }
+    sums.map(|sums| fold(sums, |a, b| a + b))
 }
 
 /// `out += scale · h · B`, B `[r, n]`.
