@@ -324,6 +324,16 @@ impl Product {
         self.spec_in_pieces(self.choose()?, self.k)
     }
 
+    /// The launches. Where a GPU has a better kernel for a product without its segments, these are added to what that wrote.
+    pub fn launches(self) -> Result<Plan> {
+        let base = Product { segmented: None, dropout: None, ..self };
+        if self.segmented.is_none() || hopper::choose(&base).is_none() {
+            return Ok(Plan::from_iter([self.spec()?]));
+        }
+        let update = Product { a: 0, b: 0, k: 0, bias: 0, accumulate: true, ..self };
+        Ok(Plan::from_iter([base.spec()?, update.spec()?]))
+    }
+
     /// Writes or adds a result that has the operands' dtype.
     pub fn write_into(self, device: &Device, target: &Target) -> Result<()> {
         if self.m == 0 {
@@ -331,7 +341,7 @@ impl Product {
         }
         into_dtype(target, self.dtype, |target| {
             let into = Product { out: target.tensor.address()?, accumulate: target.accumulate, ..self.on(device) };
-            device.run(&Plan::from_iter([into.spec()?]))
+            device.run(&into.launches()?)
         })
     }
 

@@ -1,5 +1,5 @@
 //! The launch plans. Forward is two launches: h, for all slots at once, then the product with the frozen weight, to whose tiles each
-//! slot's update is added. Backward makes u and dx likewise, and one sum over tokens for each slot that has rows and each factor.
+//! slot's update is added; on Hopper that is a third launch, and the product has its own kernel. Backward makes u and dx likewise, and one sum over tokens for each slot that has rows and each factor.
 
 use super::{Desc, Factors, OP};
 use crate::autograd::Target;
@@ -41,7 +41,8 @@ pub fn forward(
         bias: bias.map_or(Ok(0), Tensor::address)?,
         ..Product::new(OP, Layout::Nt, dtype, [m, n, k], [x.address()?, weight.address()?, y.address()?])
     };
-    x.device().run(&Plan::from_iter([down.spec()?, base.spec()?]))
+    x.device().run(&Plan::from_iter([down.spec()?]))?;
+    x.device().run(&base.on(x.device()).launches()?)
 }
 
 /// `u[i] = s_g · dy[i] B_g`.

@@ -14,7 +14,8 @@
 //! | `s` | `[slots]`, frozen | f32 |
 //! | `y` | `[.., n]` | as x |
 //!
-//! The product with W₀ knows nothing of slots, and no row is padded: runs of rows may have any length, none included. An adapter of a
+//! The product with W₀ knows nothing of slots, and no row is padded: runs of rows may have any length, none included. Where a GPU has
+//! kernels of its own for that product, the updates are added to what it wrote, one rounding more. An adapter of a
 //! smaller rank than r has zeros in the rest of its slot, which get no gradient: they stay zero.
 //!
 //! Backward, with `g = dy` and `u[i] = s_g · dy[i] B_g`: `dx = dy W₀ + mask ⊙ (u A_g)`, `dA_g = uᵀ dropout(x)` and `dB_g = dyᵀ h` over

@@ -181,6 +181,21 @@ fn a_broken_adapter_stays_with_its_rows() {
     }
 }
 
+/// On Hopper the product has its own kernel, and the updates are added to what it wrote: exact, against the CPU.
+#[test]
+#[cfg(feature = "emulator")]
+#[cfg_attr(not(graftwork_kernels), ignore = "this build has no kernels")]
+fn on_hopper_the_product_has_its_own_kernel() {
+    let device = Device::with_launcher(Box::new(crate::device::Emulated::with_seed("sm_90a", 3).unwrap()));
+    let case = Case { lengths: vec![100, 0, 157], n: 136, k: 264, r: 8, dtype: DType::F16, dropout: 0.5 };
+    let (emulated, cpu) = (case.run(&device), case.run(&Device::cpu()));
+    assert!(emulated.y == cpu.y && emulated.gradients == cpu.gradients);
+    let ran: Vec<_> = device.take_counters().unwrap().iter().map(|(kernel, _)| kernel.symbol()).collect();
+    for pass in ["frozen_linear_nt_f16_128x", "frozen_linear_nn_f16_128x"] {
+        assert!(ran.iter().any(|symbol| symbol.starts_with(pass) && symbol.ends_with("sm90a")), "{ran:?}");
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_refused() {
     let device = Device::cpu();
