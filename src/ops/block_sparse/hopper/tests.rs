@@ -39,8 +39,9 @@ fn values(pattern: &BlockPattern) -> (Vec<f32>, Vec<f32>) {
     (values, matrix)
 }
 
+/// As `[rows, cols]`.
 fn transposed(matrix: &[f32], rows: usize, cols: usize) -> Vec<f32> {
-    (0..rows * cols).map(|at| matrix[at % rows * cols + at / rows]).collect()
+    (0..rows * cols).map(|at| matrix[at % cols * rows + at / cols]).collect()
 }
 
 fn rounded(value: f32, dtype: DType) -> f32 {
