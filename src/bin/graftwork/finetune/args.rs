@@ -124,6 +124,11 @@ pub struct Args {
     #[command(flatten)]
     pub methods: methods::Options,
     #[command(flatten)]
+    pub vce: methods::vce::VceOptions,
+    /// Give every method after the first the rank at which it has about as many trainable numbers as the first
+    #[arg(long)]
+    pub equal_params: bool,
+    #[command(flatten)]
     pub graph: tasks::graph::GraphOptions,
     #[command(flatten)]
     pub ewc: EwcOptions,
@@ -208,10 +213,11 @@ impl Args {
             return Err(bad("save-every", "a run with --out DIR to write to", "given without one".into()));
         }
         let steps = self.horizon(steps_per_epoch(samples, self.batch, self.accumulate));
-        let settings = match (methods::by_name(method)?.settings)(&self.methods, steps)? {
+        let mut settings = match (methods::by_name(method)?.settings)(&self.methods, steps)? {
             Value::Object(settings) => settings,
             other => return Err(bad("method", "settings with names", other.to_string())),
         };
+        methods::vce::add_to(&mut settings, &self.vce)?;
         Ok(Recipe {
             task: self.task.clone(),
             method: method.into(),
@@ -278,7 +284,7 @@ impl Recipe {
     }
 
     pub fn method(&self) -> Result<Box<dyn Method>> {
-        (methods::by_name(&self.method)?.open)(&self.settings())
+        methods::of_settings(&self.method, &self.settings())
     }
 
     /// Of the method, as its file understands them.

@@ -66,6 +66,32 @@ pub fn settle(recipe: Recipe, args: &Args, task: &dyn Task, device: &Device, int
     Ok(chosen)
 }
 
+/// `recipe` at the rank, from 2 to 256, at which it has the number of trainable numbers closest to `wanted`; alpha goes with the rank.
+/// A method without a rank stays as it is.
+pub fn equal(recipe: Recipe, wanted: Option<usize>, task: &dyn Task, device: &Device) -> Result<Recipe> {
+    let rank = recipe.settings.get("rank").and_then(Value::as_u64);
+    let (Some(wanted), Some(rank)) = (wanted, rank) else { return Ok(recipe) };
+    let at = |new: u64| {
+        let mut settings = recipe.settings.clone();
+        settings.insert("rank".into(), new.into());
+        if let Some(alpha) = settings.get("alpha").and_then(Value::as_f64) {
+            settings.insert("alpha".into(), (alpha * new as f64 / rank as f64).into());
+        }
+        Recipe { settings, ..recipe.clone() }
+    };
+    let count = |rank: u64| Adapted::fresh(&at(rank), task, device).map(|adapted| adapted.params.numel());
+    // The first rank that has as many.
+    let (mut low, mut high) = (2, 256);
+    while low < high {
+        let middle = (low + high) / 2;
+        if count(middle)? < wanted { low = middle + 1 } else { high = middle }
+    }
+    let far = |rank: u64| count(rank).map(|numel| numel.abs_diff(wanted));
+    let closest = if low > 2 && far(low - 1)? < far(low)? { low - 1 } else { low };
+    say!("{}: rank {closest}, for about {wanted} trainable numbers", recipe.method);
+    Ok(at(closest))
+}
+
 /// The loss on the last fifth of the training samples after a few steps on the others.
 fn trial(args: &Args, adapted: Adapted, recipe: &Recipe, samples: usize, interrupt: &Interrupt) -> Result<f64> {
     let fitted = samples - samples / 5;

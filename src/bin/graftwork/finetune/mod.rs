@@ -72,7 +72,8 @@ pub fn run(args: &mut Args) -> Result<ExitCode> {
     for planned in &plan.runs {
         let place = |dir: &Option<PathBuf>| dir.as_deref().map(|dir| plan.place(dir, planned));
         let places = Places { out: place(&args.out), resumed: place(&args.resume) };
-        let run = on_workers(|| one(args, planned, places, &*task, &device, &interrupt))?;
+        let equal = runs.first().filter(|_| args.equal_params).map(|run: &RunReport| run.trainable_params);
+        let run = on_workers(|| one(args, planned, places, &*task, &device, &interrupt, equal))?;
         let stopped = run.interrupted;
         runs.push(run);
         if stopped {
@@ -82,6 +83,9 @@ pub fn run(args: &mut Args) -> Result<ExitCode> {
     let interrupted = runs.iter().any(|r| r.interrupted);
     let report = Report::new(runs);
     say!("\n{}", report.table());
+    if let Some(scores) = report.scores() {
+        say!("\n{scores}");
+    }
     if let Some(path) = &args.json {
         output::write_json(path, &report)?;
     }
@@ -97,7 +101,7 @@ struct Places {
     resumed: Option<PathBuf>,
 }
 
-/// A part of the run from start, or from its checkpoint, to reloaded adapter.
+/// A part of the run from start, or from its checkpoint, to reloaded adapter, with about `equal` trainable numbers if that is asked for.
 fn one(
     args: &Args,
     planned: &Planned,
@@ -105,6 +109,7 @@ fn one(
     task: &dyn Task,
     device: &Device,
     interrupt: &train::Interrupt,
+    equal: Option<usize>,
 ) -> Result<RunReport> {
     // A resumed run goes on in its own directory unless told otherwise.
     let out = out.or_else(|| resumed.as_deref().map(resume::run_directory));
@@ -118,6 +123,7 @@ fn one(
                 resume::require_no_checkpoints(dir)?;
             }
             let recipe = choose::settle(planned.recipe.clone(), args, task, device, interrupt)?;
+            let recipe = choose::equal(recipe, equal, task, device)?;
             let adapted = Adapted::fresh(&recipe, task, device)?;
             let mut trainer = Trainer::start(adapted, recipe, planned.pace, task.samples())?;
             trainer.hold()?;

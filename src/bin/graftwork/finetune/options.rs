@@ -145,6 +145,7 @@ pub const TRAINING: Read = Read::always(&[
     "budget",
     "trial_steps",
     "validation",
+    "equal_params",
     "recompute",
     "out",
     "save_every",

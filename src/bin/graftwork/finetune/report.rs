@@ -24,6 +24,9 @@ pub struct RunReport {
     pub scores: BTreeMap<String, f64>,
     /// The score to compare by.
     pub score: &'static str,
+    /// Every score, in the task's order.
+    #[serde(skip)]
+    pub score_names: Vec<&'static str>,
     /// Share of what could learn that did in the end, for a method whose form changes.
     pub density: Option<f64>,
     /// The scores over steps, as far as asked for.
@@ -61,6 +64,7 @@ impl RunReport {
             trainable_params: trainer.adapted.params.numel(),
             total_params: trainer.adapted.total_params(),
             score: scores[0].first().map_or("score", |(name, _)| name),
+            score_names: scores[0].iter().map(|(name, _)| *name).collect(),
             scores: named(&scores),
             density: trainer.adapted.method.density(),
             history: trainer.history.clone(),
@@ -129,6 +133,18 @@ impl Report {
         ];
         let rows: Vec<Vec<String>> = self.runs.iter().map(row).collect();
         output::table(&header, &rows)
+    }
+
+    /// A column for each score after training, of a task that has several.
+    pub fn scores(&self) -> Option<String> {
+        let names = &self.runs.first().filter(|run| run.score_names.len() > 1)?.score_names;
+        let header: Vec<&str> = ["method", "adapter"].into_iter().chain(names.iter().copied()).collect();
+        let row = |run: &RunReport| {
+            let score =
+                |name: &&str| run.scores.get(&format!("{name}_after")).map_or("-".into(), |s| output::percent(*s));
+            [run.method.clone(), run.adapter.clone()].into_iter().chain(names.iter().map(score)).collect()
+        };
+        Some(output::table(&header, &self.runs.iter().map(row).collect::<Vec<Vec<String>>>()))
     }
 }
 

@@ -249,6 +249,7 @@ impl Trainer {
             ewc.add_gradient(&self.adapted.params, &self.grads)?;
         }
         let lr = self.pace.schedule.lr_at(self.step);
+        self.adapted.method.before_step(self.step, &self.adapted.params, &self.grads)?;
         self.optimizer.step(&self.adapted.params, &self.grads, lr)?;
         self.adapted.method.after_step(self.step, lr, &self.adapted.params, &self.optimizer)?;
         if self.optimizer.config().clip_norm.is_some() {

@@ -1,20 +1,25 @@
 //! What can learn. A method is one file: its options, which options it reads, its settings, how it attaches, its line in the table. It is
 //! listed here twice, in [`ALL`] and, if it has options, in [`Options`].
 
+mod adalora;
 mod adapter;
 mod block_sparse;
 mod ga_net;
 mod linear_probe;
 mod lora;
+mod low_rank;
 mod moment;
+mod ranks;
 mod s2ft;
 mod sora;
 mod sparse_adapter;
+pub mod vce;
 mod vl_pet;
 
 use std::path::Path;
 
 use graftwork::adapters::{AttachReport, Trunk, native_adapter, restore_native};
+use graftwork::autograd::Grads;
 use graftwork::format::adapter::{NativeAdapter, SavedAdapter};
 use graftwork::optim::{AdamW, Carry};
 use graftwork::tensor::{ParamSet, ParamSetBuilder};
@@ -30,6 +35,11 @@ pub use moment::Moment;
 /// Every method, in the order of the help.
 pub const ALL: &[Entry] = &[
     lora::ENTRY,
+    low_rank::DUAL_LORA,
+    lora::DORA,
+    low_rank::LORA_FA,
+    low_rank::VERA,
+    adalora::ENTRY,
     vl_pet::ENTRY,
     adapter::ADAPTER,
     adapter::VL_ADAPTER,
@@ -49,6 +59,10 @@ pub const ALL: &[Entry] = &[
 pub struct Options {
     #[command(flatten)]
     pub lora: lora::LoraOptions,
+    #[command(flatten)]
+    pub low_rank: low_rank::LowRankOptions,
+    #[command(flatten)]
+    pub adalora: adalora::AdaLoraOptions,
     #[command(flatten)]
     pub vl_pet: vl_pet::VlPetOptions,
     #[command(flatten)]
@@ -113,6 +127,12 @@ pub trait Method: Send + Sync {
         Ok(None)
     }
 
+    /// Before the optimizer's step, with the gradients that it will take: what a method adds to them, or notes of them.
+    fn before_step(&mut self, step: u64, params: &ParamSet, grads: &Grads) -> Result<()> {
+        let _ = (step, params, grads);
+        Ok(())
+    }
+
     /// After the optimizer's step at rate `lr`.
     fn after_step(&self, step: u64, lr: f64, params: &ParamSet, optimizer: &AdamW) -> Result<()> {
         let _ = (step, lr, params, optimizer);
@@ -151,7 +171,7 @@ pub trait Method: Send + Sync {
     /// Attaches the adapter in `dir` to a fresh model, from the files alone.
     fn load(&self, dir: &Path, model: &mut dyn Model) -> Result<ParamSet> {
         let mut file = NativeAdapter::load(dir)?;
-        let mut saved = (by_name(&file.method)?.open)(&file.settings)?;
+        let mut saved = of_settings(&file.method, &file.settings)?;
         saved.take_form(dir, &mut file, model)?;
         let mut params = ParamSetBuilder::new();
         model.learn_heads(&mut params)?;
@@ -181,6 +201,11 @@ pub fn by_name(name: &str) -> Result<&'static Entry> {
     })
 }
 
+/// The method of that name with these settings, and what they put beside it.
+pub fn of_settings(name: &str, settings: &Value) -> Result<Box<dyn Method>> {
+    vce::beside((by_name(name)?.open)(settings)?, settings)
+}
+
 /// The names and their help, for the command line.
 pub fn names() -> clap::builder::PossibleValuesParser {
     ALL.iter().map(|entry| clap::builder::PossibleValue::new(entry.name).help(entry.about)).into()
@@ -200,8 +225,12 @@ fn told(report: AttachReport) -> Result<String> {
 
 /// A method from its settings.
 fn open<M: Method + DeserializeOwned + 'static>(settings: &Value) -> Result<Box<dyn Method>> {
-    let method: M = serde_json::from_value(settings.clone()).map_err(|e| bad_settings(settings, &e))?;
-    Ok(Box::new(method))
+    Ok(Box::new(parse::<M>(settings)?))
+}
+
+/// Settings as a method has them.
+fn parse<M: DeserializeOwned>(settings: &Value) -> Result<M> {
+    serde_json::from_value(settings.clone()).map_err(|e| bad_settings(settings, &e))
 }
 
 /// Settings as the recipe holds them.

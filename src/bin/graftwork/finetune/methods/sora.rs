@@ -7,11 +7,11 @@ use graftwork::adapters::{LoraConfig, Trunk, parse_targets};
 use graftwork::format::adapter::NativeAdapter;
 use graftwork::optim::{AdamW, Carry};
 use graftwork::tensor::{ParamSet, ParamSetBuilder};
-use graftwork::{Device, Error, Result, Tensor};
+use graftwork::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Entry, Method, Model, Moment, Options, bad_settings, to_value, told};
+use super::{Entry, Method, Model, Moment, Options, parse, ranks, to_value, told};
 use crate::finetune::options::{COUNT, FROM_0, Read, number, whole};
 
 pub const ENTRY: Entry = Entry {
@@ -54,9 +54,9 @@ impl Settings {
         let SoraOptions { lambda, dense_steps, stages, stage_steps } = *own;
         let settings = Settings {
             rank: shared.rank,
-            alpha: shared.alpha.unwrap_or(2.0 * shared.rank as f64),
+            alpha: shared.alpha(),
             dropout: shared.dropout,
-            targets: shared.targets.clone().unwrap_or_else(|| "q_proj,v_proj".into()),
+            targets: shared.targets(),
             schedule: GateSchedule { lambda, dense_steps, stages, stage_steps },
         };
         settings.schedule.check()?;
@@ -79,7 +79,7 @@ struct Sora {
 
 impl Sora {
     fn open(settings: &Value) -> Result<Self> {
-        let settings: Settings = serde_json::from_value(settings.clone()).map_err(|e| bad_settings(settings, &e))?;
+        let settings: Settings = parse(settings)?;
         settings.schedule.check()?;
         Ok(Sora { config: settings.config()?, settings, ranks: Ranks::new() })
     }
@@ -94,11 +94,7 @@ impl Method for Sora {
     }
 
     fn note(&self) -> String {
-        if self.ranks.is_empty() {
-            return format!("r={}", self.settings.rank);
-        }
-        let left: usize = self.ranks.values().sum();
-        format!("r≤{}, {left} of {} ranks", self.settings.rank, self.settings.rank * self.ranks.len())
+        ranks::note(&self.ranks, self.settings.rank)
     }
 
     fn is_random(&self) -> bool {
@@ -119,26 +115,15 @@ impl Method for Sora {
     }
 
     fn form(&self) -> Result<Vec<(String, Tensor)>> {
-        let rank = |(module, &rank): (&String, &usize)| {
-            Ok((format!("{module}{RANK}"), Tensor::from_slice(&Device::cpu(), &[1], &[rank as i64])?))
-        };
-        self.ranks.iter().map(rank).collect()
+        ranks::to_tensors(&self.ranks, RANK)
     }
 
     fn take_form(&mut self, dir: &Path, file: &mut NativeAdapter, _: &mut dyn Model) -> Result<()> {
-        let names: Vec<String> = file.tensors.keys().filter(|name| name.ends_with(RANK)).cloned().collect();
-        for name in names {
-            let Some(tensor) = file.tensors.remove(&name) else { continue };
-            let rank = tensor.to_vec::<i64>()?.first().and_then(|&r| usize::try_from(r).ok());
-            let bad = || Error::File { path: dir.into(), reason: format!("`{name}` holds no rank") };
-            self.ranks.insert(name.trim_end_matches(RANK).to_string(), rank.ok_or_else(bad)?);
-        }
+        self.ranks = ranks::take(dir, file, RANK)?;
         Ok(())
     }
 
     fn density(&self) -> Option<f64> {
-        let left: usize = self.ranks.values().sum();
-        let most = self.settings.rank * self.ranks.len();
-        Some(if most == 0 { 1.0 } else { left as f64 / most as f64 })
+        Some(ranks::density(&self.ranks, self.settings.rank))
     }
 }

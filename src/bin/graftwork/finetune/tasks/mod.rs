@@ -4,6 +4,7 @@
 mod caption;
 mod digits;
 pub mod graph;
+mod multi;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -17,7 +18,7 @@ use graftwork::{DType, Device, Error, Result};
 use super::Args;
 use super::options::Read;
 
-pub const ALL: &[Entry] = &[digits::ENTRY, caption::ENTRY, graph::ENTRY];
+pub const ALL: &[Entry] = &[digits::ENTRY, multi::ENTRY, caption::ENTRY, graph::ENTRY];
 
 /// What tells one task from another before it is opened.
 pub struct Entry {

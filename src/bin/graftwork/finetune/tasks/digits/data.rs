@@ -96,3 +96,13 @@ impl Samples {
         })
     }
 }
+
+impl Samples {
+    /// Takes in what `change` makes of each of `others`: a row-major image, given its number.
+    pub fn extend(&mut self, others: &Samples, change: impl Fn(u64, &[f32]) -> Vec<f32>) {
+        for i in 0..others.len() {
+            self.pixels.extend(change(i as u64, others.pixels(i)));
+        }
+        self.labels.extend(&others.labels);
+    }
+}

@@ -13,6 +13,7 @@ use graftwork::tensor::{ParamSet, ParamSetBuilder};
 use graftwork::{DType, Device, Result};
 
 use super::{Entry, Model, Task};
+use crate::finetune::methods::vce;
 use crate::finetune::options::TRAINING;
 pub use data::{Digits, SIDE, Samples};
 
@@ -22,15 +23,33 @@ pub const ENTRY: Entry = Entry {
     trunk: "data/digits/trunk",
     data: "data/digits",
     methods: &["lora"],
-    reads: &[TRAINING],
-    open: |dir, validation| Ok(Box::new(Job(Arc::new(Digits::load(dir, 5..10)?.judged_within(validation))))),
+    reads: &[TRAINING, vce::READS, vce::FORM],
+    open: |dir, validation| Ok(Box::new(Job::new(Digits::load(dir, UNSEEN)?.judged_within(validation)))),
     study: None,
 };
 
 /// Digits 5 to 9.
 const CLASSES: usize = 5;
+/// The classes that the trunk never saw.
+pub const UNSEEN: std::ops::Range<u8> = 5..10;
 
-struct Job(Arc<Digits>);
+struct Job {
+    train: Arc<Samples>,
+    parts: Arc<[Part]>,
+}
+
+/// Held-out samples, and what their score is called.
+pub struct Part {
+    pub name: &'static str,
+    pub samples: Samples,
+}
+
+impl Job {
+    fn new(digits: Digits) -> Self {
+        let parts = [Part { name: "accuracy", samples: digits.test }];
+        Job { train: Arc::new(digits.train), parts: Arc::new(parts) }
+    }
+}
 
 impl Task for Job {
     fn title(&self) -> String {
@@ -38,26 +57,33 @@ impl Task for Job {
     }
 
     fn samples(&self) -> usize {
-        self.0.train.len()
+        self.train.len()
     }
 
     fn about(&self) -> String {
-        format!("{} to train on, {} held out; the trunk never saw these digits", self.0.train.len(), self.0.test.len())
+        let held_out = self.parts[0].samples.len();
+        format!("{} to train on, {held_out} held out; the trunk never saw these digits", self.train.len())
     }
 
     fn model(&self, trunk: &Path, device: &Device, dtype: DType) -> Result<Box<dyn Model>> {
-        Ok(Box::new(Classifier { trunk: Vit::load(trunk, device, dtype)?, digits: self.0.clone() }))
+        Ok(Box::new(Classifier::new(trunk, device, dtype, &self.train, &self.parts)?))
     }
 }
 
-struct Classifier {
+/// A vision transformer that tells five digits apart. Its score is the share that it gets right, of each part and, of several, of all.
+pub struct Classifier {
     trunk: Vit,
-    digits: Arc<Digits>,
+    train: Arc<Samples>,
+    parts: Arc<[Part]>,
 }
 
 impl Classifier {
-    /// Share of `samples` classified rightly.
-    fn accuracy(&self, params: &ParamSet, samples: &Samples) -> Result<f64> {
+    pub fn new(trunk: &Path, device: &Device, dtype: DType, train: &Arc<Samples>, parts: &Arc<[Part]>) -> Result<Self> {
+        Ok(Classifier { trunk: Vit::load(trunk, device, dtype)?, train: train.clone(), parts: parts.clone() })
+    }
+
+    /// How many of `samples` are classified rightly.
+    fn right(&self, params: &ParamSet, samples: &Samples) -> Result<usize> {
         const BATCH: usize = 256;
         let mut right = 0;
         let all: Vec<usize> = (0..samples.len()).collect();
@@ -70,7 +96,7 @@ impl Classifier {
                 right += usize::from(best == usize::try_from(samples.labels()[i]).ok());
             }
         }
-        Ok(right as f64 / samples.len().max(1) as f64)
+        Ok(right)
     }
 }
 
@@ -100,13 +126,22 @@ impl Model for Classifier {
     }
 
     fn loss(&self, tape: &mut Tape, indices: &[usize], whole: usize) -> Result<Var> {
-        let batch = self.digits.train.batch(indices, self.trunk.device(), self.trunk.dtype())?;
+        let batch = self.train.batch(indices, self.trunk.device(), self.trunk.dtype())?;
         let logits = self.trunk.forward(tape, &Var::constant(batch.pixels))?;
         let options = CrossEntropyOptions { denominator: Some(whole as u64), ..CrossEntropyOptions::default() };
         cross_entropy(tape, &logits, &batch.targets, &options)
     }
 
     fn scores(&self, params: &ParamSet) -> Result<Vec<(&'static str, f64)>> {
-        Ok(vec![("accuracy", self.accuracy(params, &self.digits.test)?)])
+        let (mut scores, mut all, mut right) = (Vec::new(), 0, 0);
+        for part in &*self.parts {
+            let of_part = self.right(params, &part.samples)?;
+            scores.push((part.name, of_part as f64 / part.samples.len().max(1) as f64));
+            (all, right) = (all + part.samples.len(), right + of_part);
+        }
+        if scores.len() > 1 {
+            scores.insert(0, ("accuracy", right as f64 / all.max(1) as f64));
+        }
+        Ok(scores)
     }
 }
