@@ -241,7 +241,7 @@ impl Checkpoint {
         let mut all: Vec<(&str, &Tensor)> = self.flat().collect();
         all.push((LOSSES, losses));
         all.extend(adapter.iter().map(|(name, tensor)| (name.as_str(), *tensor)));
-        digest::of(all.into_iter())
+        digest::of(all)
     }
 
     /// Reads a checkpoint. The flat tensors come in buffers of their own on `device`; the adapter's are views of its file.

@@ -36,9 +36,9 @@ fn pythagoras_comes_out_exact() {
             // A's only row is (1, 0, ..): B gives 3 or 5, times the scale.
             let mut a = vec![0.0f32; k];
             a[0] = 1.0;
-            let b: Vec<f32> = (0..n).map(|i| if i % 2 == 0 { 1.5 } else { 2.5 }).collect();
+            let b: Vec<f32> = (0..n).map(|i| if i.is_multiple_of(2) { 1.5 } else { 2.5 }).collect();
             let (factors, fs) = draw_integers("m", &[n], 9, dtype);
-            let norm = |i: usize| if i % 2 == 0 { 5.0 } else { 13.0 };
+            let norm = |i: usize| if i.is_multiple_of(2) { 5.0 } else { 13.0 };
             let m: Vec<f32> = fs.iter().enumerate().map(|(i, f)| (f * norm(i)) as f32).collect();
             let (weight, a, b, m) = (of(&[n, k], &weight), of(&[1, k], &a), of(&[n, 1], &b), of(&[n], &m));
             let [a, b] = [a, b].map(Var::constant);
