@@ -121,11 +121,11 @@ __device__ __forceinline__ Sample sample(const Params& p, size_t query, uint32_t
     if (lane < count) {
         const size_t at = (query * p.heads + head) * count + lane;
         const uint32_t level = lane / p.maps.points;
-        const float2 reference = reinterpret_cast<const float2*>(p.references)[query % p.q];
+        const float* reference = p.references + query % p.q * 2;
         const T* offset = static_cast<const T*>(p.offsets) + 2 * at;
         logit = tile::widen(static_cast<const T*>(p.logits)[at]);
-        out.x = reference.x * static_cast<float>(p.maps.width[level]) + tile::widen(offset[0]) - 0.5f;
-        out.y = reference.y * static_cast<float>(p.maps.height[level]) + tile::widen(offset[1]) - 0.5f;
+        out.x = reference[0] * static_cast<float>(p.maps.width[level]) + tile::widen(offset[0]) - 0.5f;
+        out.y = reference[1] * static_cast<float>(p.maps.height[level]) + tile::widen(offset[1]) - 0.5f;
     }
     float most = logit;
 #pragma unroll

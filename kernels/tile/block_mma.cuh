@@ -241,6 +241,7 @@ struct SampledMma {
 
     static __device__ __forceinline__ void run(const SampledParams& p, uint4* shared) {
         const SampledWork<T> work(p, Tile::BM, Tile::BN);
+        if (work.idle()) return;
         Tile tile;
         multiply(p, work, tile, shared);
         tile.template hand_out<true>(shared, [&](int i, int j, float(&v)[8]) { work.put(p, i, j, v); });

@@ -102,6 +102,8 @@ struct HopperStrips {
                     make<1>(ring, at, p, work, group);
                 } else {
                     for (uint32_t step = 0; step < work.steps; ++step, at.advance()) ring.skip(at);
+                    // Warps that saw none of these phases must not mistake a later one for the next that they wait for.
+                    ptx::barrier_named<WARPGROUP>(1 + static_cast<int>(group));
                 }
             }
         }

@@ -114,15 +114,16 @@ fn params(gather: &Gather, deal: &Deal, written: &[u64]) -> Result<Params> {
     })
 }
 
+#[cfg_attr(not(test), allow(dead_code))]
 impl Params {
-    /// What the first launch reads and writes of a graph of these offsets whose rows are gathered as they lie, 16 bytes a lane: each team on its own,
-    /// where several share a warp and meet in a sector of offsets the hardware counts it once.
-    #[cfg_attr(not(test), allow(dead_code))]
+    /// What the first launch reads and writes of a graph of these offsets whose rows are gathered as they lie, 16 bytes a lane. Teams of one
+    /// warp that walk one chunk look things up together; where they walk several, what they meet in by chance counts for each.
     pub fn traffic(&self, deal: &Deal, offsets: &[usize], dtype: DType) -> Traffic {
         let sectors = |size: u64| (self.d * size).div_ceil(32) * u64::from(self.heads);
         // A part has four bytes a number, of which a lane stores sixteen at once: half a sector, where its piece of a 16-bit row is a whole one.
         let (row, part) = (sectors(dtype.size() as u64), sectors(4) * 4 / dtype.size() as u64);
-        let teams = u64::from(self.heads) * tiles(self.d as usize, self.lanes, dtype, true);
+        let (teams, a_warp) = (self.teams(dtype), u64::from(32 / self.lanes));
+        let teams = if teams.is_multiple_of(a_warp) { teams / a_warp } else { teams };
         let lookups = 1 + u64::from(self.weights != 0);
         let mut traffic = Traffic { loaded: 0, stored: 0, macs: 0 };
         for chunk in 0..deal.chunks {
@@ -134,6 +135,11 @@ impl Params {
             traffic.stored += written * row + parts * part;
         }
         traffic
+    }
+
+    /// Teams that walk one chunk: one for each head, and for each tile of its columns.
+    pub fn teams(&self, dtype: DType) -> u64 {
+        u64::from(self.heads) * tiles(self.d as usize, self.lanes, dtype, true)
     }
 }
 

@@ -79,8 +79,8 @@ pub struct Args {
     /// Seed of starting values, data order and dropout
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// What the forward pass computes in; parameters are kept in f32
-    #[arg(long, default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
+    /// What the forward pass computes in; parameters are kept in f32 (with f64, a slow reference on the CPU, in f64)
+    #[arg(long, default_value = "f32", value_parser = ["f32", "f16", "bf16", "f64"])]
     pub dtype: String,
     /// Largest share of numbers that may learn, as 4% or 0.04
     #[arg(long, value_parser = share)]
