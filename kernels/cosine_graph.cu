@@ -158,13 +158,15 @@ __device__ __forceinline__ void pairs(const Params& p, uint4* shared, uint32_t* 
     Gemm::Sums sums;
     Gemm::accumulate(product, at, shared, sums);
     const float low = p.threshold - p.band, high = p.threshold + p.band;
+    // Of a triangle, the tiles above the diagonal count whole.
+    const int rows = tile::left(p.a_rows, at.row, TILE), cols = tile::left(p.b_rows, at.col, TILE);
+    const bool diagonal = (p.flags & TRIANGLE) && at.row == at.col;
     uint64_t edges = 0, near = 0;
     int bit = 0;
     Gemm::each_pair(sums, [&](int row, int col, const float(&pair)[2]) {
 #pragma unroll
         for (int e = 0; e < 2; ++e, ++bit) {
-            const size_t y = at.row + row, x = at.col + col + e;
-            const bool counts = y < p.a_rows && x < p.b_rows && !((p.flags & TRIANGLE) && x <= y);
+            const bool counts = row < rows && col + e < cols && !(diagonal && col + e <= row);
             edges |= static_cast<uint64_t>(counts && pair[e] > high) << bit;
             near |= static_cast<uint64_t>(counts && pair[e] > low && !(pair[e] > high)) << bit;
         }

@@ -84,8 +84,9 @@ struct BlockMma {
         __syncthreads();
     }
 
-    // Hands the sums out, eight neighbouring ones at a time: put(i, j, v) gets those from (i, j) on, along j, or along i for ALONG_M.
-    template <bool ALONG_M, typename Put>
+    // Hands the sums out, RUN neighbouring ones at a time: put(i, j, v) gets those from (i, j) on, along j, or along i for ALONG_M. Eight are
+    // 16 bytes of the narrow types, four of f32: neighbouring lanes then write whole sectors at once.
+    template <bool ALONG_M, int RUN = 8, typename Put>
     __device__ __forceinline__ void hand_out(uint4* shared, Put put) {
         const int lane = threadIdx.x % 32;
         float* stage = reinterpret_cast<float*>(shared) + static_cast<int>(threadIdx.x) / 32 * 16 * PITCH;
@@ -102,11 +103,12 @@ struct BlockMma {
             // These sixteen are written.
             __syncwarp();
 #pragma unroll 1
-            for (int unit = lane; unit < 2 * WN; unit += 32) {
-                const int row = ALONG_M ? unit % 2 * 8 : unit / (WN / 8), col = ALONG_M ? unit / 2 : unit % (WN / 8) * 8;
-                float v[8];
+            for (int unit = lane; unit < 16 / RUN * WN; unit += 32) {
+                constexpr int DOWN = 16 / RUN, ALONG = WN / RUN;
+                const int row = ALONG_M ? unit % DOWN * RUN : unit / ALONG, col = ALONG_M ? unit / DOWN : unit % ALONG * RUN;
+                float v[RUN];
 #pragma unroll
-                for (int q = 0; q < 8; ++q) v[q] = ALONG_M ? stage[(row + q) * PITCH + col] : stage[row * PITCH + col + q];
+                for (int q = 0; q < RUN; ++q) v[q] = ALONG_M ? stage[(row + q) * PITCH + col] : stage[row * PITCH + col + q];
                 put(warp_row() + 16 * i + row, warp_col() + col, v);
             }
         }
@@ -244,7 +246,11 @@ struct SampledMma {
         if (work.idle()) return;
         Tile tile;
         multiply(p, work, tile, shared);
-        tile.template hand_out<true>(shared, [&](int i, int j, float(&v)[8]) { work.put(p, i, j, v); });
+        if (p.flags & TO_WIDE) {
+            tile.template hand_out<true, 4>(shared, [&](int i, int j, float(&v)[4]) { work.put(p, i, j, v); });
+        } else {
+            tile.template hand_out<true>(shared, [&](int i, int j, float(&v)[8]) { work.put(p, i, j, v); });
+        }
     }
 };
 

@@ -3,6 +3,7 @@
 use super::{AdaptedLinear, InsertPoint, Trunk};
 use crate::autograd::{Tape, Var};
 use crate::device::Device;
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::tensor::{FrozenWeight, ParamSet, Tensor};
 
@@ -21,7 +22,7 @@ impl Single {
 
     /// `W₀ = 0 [n, k]` in f64, without a bias.
     pub fn zeros(n: usize, k: usize) -> Self {
-        Single::new(Tensor::zeros(&Device::cpu(), &[n, k], crate::DType::F64).unwrap(), None)
+        Single::new(Tensor::zeros(&Device::cpu(), &[n, k], DType::F64).unwrap(), None)
     }
 
     /// `W₀` and `b` drawn in f32.

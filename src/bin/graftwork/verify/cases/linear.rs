@@ -9,7 +9,7 @@ use crate::verify::case::{Arithmetic, Case, Judge};
 #[derive(Clone, Copy)]
 pub struct Frozen(pub usize, pub usize, pub usize, pub usize, pub bool, pub f64);
 
-const FROZEN: [Frozen; 20] = [
+const FROZEN: [Frozen; 22] = [
     Frozen(1, 1, 1, 1, true, 0.0),
     Frozen(0, 5, 3, 2, true, 0.0),
     Frozen(1, 7, 3, 0, true, 0.0),
@@ -27,6 +27,8 @@ const FROZEN: [Frozen; 20] = [
     Frozen(128, 256, 192, 64, true, 0.5),
     Frozen(257, 320, 136, 8, false, 0.0),
     Frozen(257, 256, 72, 16, true, 0.5),
+    Frozen(257, 256, 72, 0, true, 0.0),
+    Frozen(257, 256, 72, 128, true, 0.5),
     Frozen(130, 136, 72, 0, true, 0.0),
     Frozen(128, 256, 192, 0, true, 0.0),
     Frozen(257, 320, 136, 0, false, 0.0),
