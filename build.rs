@@ -7,6 +7,8 @@
 mod compile;
 #[path = "build/ptxas.rs"]
 mod ptxas;
+#[path = "build/sources.rs"]
+mod sources;
 #[path = "build/toolkit.rs"]
 mod toolkit;
 
@@ -15,12 +17,16 @@ mod toolkit;
 #[path = "src/kernels/table/mod.rs"]
 mod table;
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use compile::{Compiled, Job};
+use compile::{Compiled, Image, Job};
 use table::{Class, FAMILIES};
+
+/// A folder where builds of several profiles keep what nvcc made; `OUT_DIR` without it.
+const STORE: &str = "GRAFTWORK_KERNEL_STORE";
 
 fn main() {
     println!("cargo:rustc-check-cfg=cfg(graftwork_kernels)");
@@ -37,6 +43,7 @@ fn main() {
         "CUDA_HOME",
         "CUDA_PATH",
         "GRAFTWORK_CUDA_ARCHS",
+        STORE,
         "GRAFTWORK_REQUIRE_KERNELS",
         "GRAFTWORK_NO_KERNELS",
     ] {
@@ -67,19 +74,30 @@ fn main() {
 fn build_all(nvcc: &Path, out: &Path) -> Vec<Compiled> {
     let version = toolkit::version(nvcc).unwrap_or_else(|e| fail(&e));
     let extra = env::var("GRAFTWORK_CUDA_ARCHS").unwrap_or_default();
-    let jobs: Vec<Job> = FAMILIES.iter().map(|family| Job::new(family, targets(family.class, &extra), out)).collect();
-    for family in FAMILIES {
-        println!("cargo:rerun-if-changed=kernels/{}", family.source);
-    }
+    let store = env::var_os(STORE).filter(|v| !v.is_empty()).map_or_else(|| out.join("kernels"), PathBuf::from);
+    let mut watched = BTreeSet::new();
+    let jobs: Result<Vec<Job>, String> = FAMILIES
+        .iter()
+        .map(|family| {
+            let files = sources::of(family.source)?;
+            let job = Job::new(family, targets(family.class, &extra), &files, &version, &store);
+            watched.extend(files);
+            job
+        })
+        .collect();
     let workers = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
-    let outcome = compile::run(&jobs, nvcc, &version, workers);
-    for header in outcome.headers {
-        println!("cargo:rerun-if-changed={header}");
+    let compiled = jobs.and_then(|jobs| compile::run(&jobs, nvcc, workers)).unwrap_or_else(|e| fail(&e));
+    for file in watched {
+        println!("cargo:rerun-if-changed={file}");
     }
-    for line in outcome.warnings {
-        println!("cargo:warning={line}");
+    for module in &compiled {
+        // A store that somebody has emptied is filled again.
+        println!("cargo:rerun-if-changed={}", module.ptx.path.display());
+        for line in &module.warnings {
+            println!("cargo:warning={line}");
+        }
     }
-    outcome.compiled.unwrap_or_else(|e| fail(&e))
+    compiled
 }
 
 /// What a class is compiled to: the virtual architecture of its PTX, and the machines that get a cubin.
@@ -101,14 +119,16 @@ fn targets(class: Class, extra: &str) -> (String, Vec<String>) {
 fn present(compiled: &[Compiled]) -> String {
     let mut code = String::from("pub(super) const MISSING: Option<&str> = None;\n");
     code.push_str("pub(super) static IMAGES: &[Image] = &[\n");
+    let packed = |image: &Image| format!("Packed::new(include_bytes!({:?}), {})", image.path, image.bytes);
     for (family, module) in compiled.iter().enumerate() {
-        let _ = writeln!(code, "    Image {{ family: {family}, ptx: include_str!({:?}), cubins: &[", module.ptx);
+        let _ = writeln!(code, "    Image {{ family: {family}, ptx: {}, cubins: &[", packed(&module.ptx));
         for cubin in &module.cubins {
             let digits: String = cubin.arch.chars().filter(char::is_ascii_digit).collect();
             let _ = writeln!(
                 code,
-                "        Cubin {{ arch: \"sm_{}\", capability: {digits}, bytes: include_bytes!({:?}) }},",
-                cubin.arch, cubin.path
+                "        Cubin {{ arch: \"sm_{}\", capability: {digits}, code: {} }},",
+                cubin.arch,
+                packed(&cubin.image)
             );
         }
         code.push_str("    ] },\n");

@@ -1,5 +1,7 @@
-//! Runs nvcc: one PTX per family, one cubin per architecture from that PTX, several families at a time, and only those whose
-//! sources, headers, flags or compiler have changed.
+//! Runs nvcc: one PTX per family and one cubin per architecture from that PTX, several families at a time.
+//!
+//! What comes out is kept in a folder named after everything that went in, so that nothing is compiled twice: not after a change
+//! elsewhere, nor for another profile where `GRAFTWORK_KERNEL_STORE` names a place for both.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -7,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use miniz_oxide::deflate::compress_to_vec_zlib;
 
 use crate::ptxas::{self, Usage};
 use crate::table::Family;
@@ -17,41 +21,47 @@ pub struct Job {
     /// Compute capability of the PTX: `80`, `90a`.
     virtual_arch: String,
     archs: Vec<String>,
-    /// Path of the outputs, without extension.
-    stem: PathBuf,
+    /// The folder of the outputs.
+    folder: PathBuf,
 }
 
 pub struct Compiled {
-    pub ptx: PathBuf,
+    pub ptx: Image,
     /// Size of each kernel's argument, in the order of the table's rows.
     pub param_bytes: Vec<u32>,
     pub cubins: Vec<Cubin>,
+    pub warnings: Vec<String>,
 }
 
 pub struct Cubin {
     pub arch: String,
-    pub path: PathBuf,
+    pub image: Image,
     pub usage: Vec<Usage>,
 }
 
-pub struct Outcome {
-    /// In the order of the jobs; the error is that of the first job that failed.
-    pub compiled: Result<Vec<Compiled>, String>,
-    /// Files in `kernels/` that the sources include.
-    pub headers: BTreeSet<String>,
-    pub warnings: Vec<String>,
+/// A file in zlib's format, and its size without.
+pub struct Image {
+    pub path: PathBuf,
+    pub bytes: u64,
 }
 
 impl Job {
-    pub fn new(family: &'static Family, (virtual_arch, archs): (String, Vec<String>), out: &Path) -> Self {
-        // One source may serve several families, told apart by their constants.
-        let name = family.source.replace(['/', '.'], "_");
-        let constants = format!("{:016x}", hash(format!("{:?}", family.defines).as_bytes()));
-        Job { family, virtual_arch, archs, stem: out.join(format!("{name}-{}", &constants[..8])) }
-    }
-
-    fn output(&self, extension: &str) -> PathBuf {
-        PathBuf::from(format!("{}.{extension}", self.stem.display()))
+    /// `files` go into the family's source, itself among them; `version` is the compiler's.
+    pub fn new(
+        family: &'static Family,
+        (virtual_arch, archs): (String, Vec<String>),
+        files: &BTreeSet<String>,
+        version: &str,
+        store: &Path,
+    ) -> Result<Self, String> {
+        let mut job = Job { family, virtual_arch, archs, folder: PathBuf::new() };
+        let arguments: Vec<_> = job.archs.iter().map(|arch| Job::cubin_arguments(arch)).collect();
+        let mut key = hash(START, format!("{version}{:?}{arguments:?}", job.ptx_arguments()).as_bytes());
+        for file in files {
+            key = hash(hash(key, file.as_bytes()), &fs::read(file).map_err(|e| format!("{file}: {e}"))?);
+        }
+        job.folder = store.join(format!("{}-{key:016x}", family.source.replace(['/', '.'], "_")));
+        Ok(job)
     }
 
     fn source(&self) -> String {
@@ -70,9 +80,10 @@ impl Job {
     }
 }
 
-pub fn run(jobs: &[Job], nvcc: &Path, version: &str, workers: usize) -> Outcome {
+/// In the order of the jobs; the error is that of the first job that failed.
+pub fn run(jobs: &[Job], nvcc: &Path, workers: usize) -> Result<Vec<Compiled>, String> {
     let next = AtomicUsize::new(0);
-    let results: Mutex<Vec<Option<JobResult>>> = Mutex::new(jobs.iter().map(|_| None).collect());
+    let results: Mutex<Vec<Option<Result<Compiled, String>>>> = Mutex::new(jobs.iter().map(|_| None).collect());
     std::thread::scope(|scope| {
         for _ in 0..workers.clamp(1, jobs.len().max(1)) {
             scope.spawn(|| {
@@ -80,105 +91,104 @@ pub fn run(jobs: &[Job], nvcc: &Path, version: &str, workers: usize) -> Outcome 
                     let i = next.fetch_add(1, Ordering::Relaxed);
                     jobs.get(i).map(|j| (i, j))
                 } {
-                    let result = compile(job, nvcc, version);
+                    let result = compile(job, nvcc);
                     results.lock().expect("no worker panics")[index] = Some(result);
                 }
             });
         }
     });
-    let mut outcome = Outcome { compiled: Ok(Vec::new()), headers: BTreeSet::new(), warnings: Vec::new() };
-    for result in results.into_inner().expect("no worker panics").into_iter().flatten() {
-        outcome.headers.extend(result.headers);
-        outcome.warnings.extend(result.warnings);
-        match (&mut outcome.compiled, result.compiled) {
-            (Ok(all), Ok(one)) => all.push(one),
-            (all @ Ok(_), Err(e)) => *all = Err(e),
-            (Err(_), _) => {}
+    results.into_inner().expect("no worker panics").into_iter().flatten().collect()
+}
+
+fn compile(job: &Job, nvcc: &Path) -> Result<Compiled, String> {
+    if !job.folder.is_dir() {
+        // Another build may be at the same: whoever is first renames, and a folder is there whole or not at all.
+        let partial = job.folder.with_extension(format!("partial-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&partial);
+        fs::create_dir_all(&partial).map_err(|e| format!("{}: {e}", partial.display()))?;
+        fill(job, nvcc, &partial)?;
+        if let Err(e) = fs::rename(&partial, &job.folder) {
+            let _ = fs::remove_dir_all(&partial);
+            if !job.folder.is_dir() {
+                return Err(format!("{}: {e}", job.folder.display()));
+            }
         }
     }
-    outcome
+    load(job)
 }
 
-struct JobResult {
-    compiled: Result<Compiled, String>,
-    headers: Vec<String>,
-    warnings: Vec<String>,
-}
-
-fn compile(job: &Job, nvcc: &Path, version: &str) -> JobResult {
-    let mut warnings = Vec::new();
-    let compiled = bring_up_to_date(job, nvcc, version, &mut warnings);
-    JobResult { compiled, headers: dependencies(&job.output("d")), warnings }
-}
-
-fn bring_up_to_date(job: &Job, nvcc: &Path, version: &str, warnings: &mut Vec<String>) -> Result<Compiled, String> {
-    let (ptx, stamp) = (job.output("ptx"), job.output("stamp"));
-    let recipe = format!("{version}\n{}\n{:?} {:?}", nvcc.display(), job.ptx_arguments(), job.archs);
-    let current = fs::read_to_string(&stamp).is_ok_and(|old| Some(old) == fingerprint(job, &recipe));
-    if !current {
-        let _ = fs::remove_file(&stamp);
-        let mut arguments = job.ptx_arguments();
-        arguments.extend(["-MMD".into(), "-MF".into(), job.output("d").display().to_string()]);
-        arguments.extend([job.source(), "-o".into(), ptx.display().to_string()]);
-        note_warnings(warnings, &invoke(nvcc, &arguments)?);
-        check_symbols(job, &ptx)?;
-        for arch in &job.archs {
-            let mut arguments = Job::cubin_arguments(arch);
-            let cubin = job.output(&format!("sm_{arch}.cubin"));
-            arguments.extend([ptx.display().to_string(), "-o".into(), cubin.display().to_string()]);
-            let report = invoke(nvcc, &arguments)?;
-            note_warnings(warnings, &report);
-            write(&job.output(&format!("sm_{arch}.log")), &report)?;
-        }
-        if let Some(fingerprint) = fingerprint(job, &recipe) {
-            write(&stamp, &fingerprint)?;
-        }
+fn fill(job: &Job, nvcc: &Path, folder: &Path) -> Result<(), String> {
+    let ptx = folder.join("ptx.ptx");
+    let mut arguments = job.ptx_arguments();
+    arguments.extend([job.source(), "-o".into(), ptx.display().to_string()]);
+    write(&folder.join("ptx.log"), invoke(nvcc, &arguments)?.as_bytes())?;
+    for arch in &job.archs {
+        let cubin = folder.join(format!("sm_{arch}.cubin"));
+        let mut arguments = Job::cubin_arguments(arch);
+        arguments.extend([ptx.display().to_string(), "-o".into(), cubin.display().to_string()]);
+        write(&cubin.with_extension("log"), invoke(nvcc, &arguments)?.as_bytes())?;
+        pack(&cubin)?;
     }
-    let cubins = job.archs.iter().map(|arch| {
-        let log = job.output(&format!("sm_{arch}.log"));
-        let report = fs::read_to_string(&log).map_err(|e| format!("{}: {e}", log.display()))?;
-        let path = job.output(&format!("sm_{arch}.cubin"));
-        Ok(Cubin { arch: arch.clone(), path, usage: ptxas::parse(&report) })
-    });
-    let param_bytes = check_symbols(job, &ptx)?;
-    Ok(Compiled { ptx, param_bytes, cubins: cubins.collect::<Result<_, String>>()? })
+    write(&folder.join("entries"), entries(&read(&ptx)?).as_bytes())?;
+    pack(&ptx)
 }
 
-/// What the outputs were made from: the recipe, and a hash of every file that went in. `None` if any of them, or an output, is gone.
-fn fingerprint(job: &Job, recipe: &str) -> Option<String> {
-    let mut text = recipe.to_string();
-    for file in dependencies(&job.output("d")) {
-        text += &format!("\n{file} {:016x}", hash(&fs::read(&file).ok()?));
+/// `name.extension` becomes `name.z`, compressed, and `name.size`.
+fn pack(path: &Path) -> Result<(), String> {
+    let bytes = fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    write(&path.with_extension("size"), bytes.len().to_string().as_bytes())?;
+    write(&path.with_extension("z"), &compress_to_vec_zlib(&bytes, 6))?;
+    fs::remove_file(path).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+fn load(job: &Job) -> Result<Compiled, String> {
+    let mut reports = read(&job.folder.join("ptx.log"))?;
+    let mut cubins = Vec::new();
+    for arch in &job.archs {
+        let report = read(&job.folder.join(format!("sm_{arch}.log")))?;
+        cubins.push(Cubin {
+            arch: arch.clone(),
+            image: image(job, &format!("sm_{arch}"))?,
+            usage: ptxas::parse(&report),
+        });
+        reports += &report;
     }
-    let outputs = job.archs.iter().flat_map(|a| [format!("sm_{a}.cubin"), format!("sm_{a}.log")]);
-    for output in outputs.chain(["ptx".into(), "d".into()]) {
-        fs::metadata(job.output(&output)).ok()?;
-    }
-    Some(text)
+    let param_bytes = param_bytes(job, &read(&job.folder.join("entries"))?)?;
+    Ok(Compiled { ptx: image(job, "ptx")?, param_bytes, cubins, warnings: warnings(&reports) })
 }
 
-/// The files of `kernels/` in a make rule `target : file file \ file`. The toolkit's own headers are covered by its version.
-fn dependencies(rule: &Path) -> Vec<String> {
-    let text = fs::read_to_string(rule).unwrap_or_default();
-    let files = text.split_once(" :").or_else(|| text.split_once(':')).map_or("", |(_, files)| files);
-    files.split_whitespace().filter(|f| f.starts_with("kernels/")).map(String::from).collect()
+fn image(job: &Job, name: &str) -> Result<Image, String> {
+    let size = job.folder.join(name).with_extension("size");
+    let bytes = read(&size)?.parse().map_err(|e| format!("{}: {e}", size.display()))?;
+    Ok(Image { path: job.folder.join(name).with_extension("z"), bytes })
 }
 
-/// Size of each kernel's argument. The entry points of the PTX must be those of the table, no more and no fewer, and each takes one
-/// struct by value.
-fn check_symbols(job: &Job, ptx: &Path) -> Result<Vec<u32>, String> {
-    let text = fs::read_to_string(ptx).map_err(|e| format!("{}: {e}", ptx.display()))?;
+/// A line for each entry point of a PTX: its symbol and the sizes of its arguments, 0 for one that is no struct.
+fn entries(ptx: &str) -> String {
     // `.visible .entry symbol(`, then a line for each argument; a struct is `.param .align 8 .b8 symbol_param_0[64]`.
-    let mut has: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
-    let mut arguments = None;
-    for line in text.lines().map(str::trim) {
+    let (mut found, mut in_arguments) = (String::new(), false);
+    for line in ptx.lines().map(str::trim) {
         if let Some((_, rest)) = line.split_once(".entry ") {
-            arguments = Some(has.entry(rest.trim_end_matches('(').trim()).or_default());
-        } else if let (Some(sizes), true) = (&mut arguments, line.starts_with(".param ")) {
-            let size = line.contains(" .b8 ").then(|| line.split(['[', ']']).nth(1)?.parse().ok()).flatten();
-            sizes.push(size.unwrap_or(0));
+            found = found + "\n" + rest.trim_end_matches('(').trim();
+            in_arguments = true;
+        } else if in_arguments && line.starts_with(".param ") {
+            let size = line.contains(" .b8 ").then(|| line.split(['[', ']']).nth(1)).flatten();
+            found = found + " " + size.unwrap_or("0");
         } else if line.starts_with('{') {
-            arguments = None;
+            in_arguments = false;
+        }
+    }
+    found
+}
+
+/// Size of each kernel's argument. The entry points must be those of the table, no more and no fewer, and each takes one struct by
+/// value.
+fn param_bytes(job: &Job, entries: &str) -> Result<Vec<u32>, String> {
+    let mut has: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
+    for line in entries.lines() {
+        let mut words = line.split(' ');
+        if let Some(symbol) = words.next().filter(|s| !s.is_empty()) {
+            has.insert(symbol, words.map(|size| size.parse().unwrap_or(0)).collect());
         }
     }
     let wants: BTreeSet<&str> = job.family.kernels.iter().map(|row| row.symbol).collect();
@@ -211,16 +221,22 @@ fn invoke(nvcc: &Path, arguments: &[String]) -> Result<String, String> {
 }
 
 /// What ptxas only remarks on can cost as much: products of a warpgroup that it makes wait for one another.
-fn note_warnings(warnings: &mut Vec<String>, report: &str) {
+fn warnings(report: &str) -> Vec<String> {
     let noted = |line: &&str| line.to_lowercase().contains("warning") || line.contains("Performance Loss");
-    warnings.extend(report.lines().filter(noted).map(String::from));
+    report.lines().filter(noted).map(String::from).collect()
 }
 
-fn write(path: &Path, text: &str) -> Result<(), String> {
-    fs::write(path, text).map_err(|e| format!("{}: {e}", path.display()))
+fn read(path: &Path) -> Result<String, String> {
+    fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))
 }
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), String> {
+    fs::write(path, bytes).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+const START: u64 = 0xcbf2_9ce4_8422_2325;
 
 /// FNV-1a, 64 bit: stable between compiler versions, unlike the standard hasher.
-fn hash(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+fn hash(start: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(start, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -3,7 +3,7 @@
 #[path = "../build/ptxas.rs"]
 mod ptxas;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use graftwork::Error;
 use graftwork::kernels::{self, Class, FAMILIES, KernelId};
@@ -61,16 +61,17 @@ fn symbols_are_unique_and_well_formed() {
 #[test]
 #[cfg_attr(not(graftwork_kernels), ignore = "this build has no kernels")]
 fn every_symbol_has_its_images_and_keeps_within_its_limits() {
-    let mut complaints = Vec::new();
+    let (mut complaints, mut texts) = (Vec::new(), HashMap::new());
     for id in KernelId::all() {
         let (row, image) = (id.row(), id.image().unwrap());
-        assert!(image.ptx.contains(row.symbol));
+        let ptx = texts.entry(image.family).or_insert_with(|| image.ptx.unpack_text().unwrap());
+        assert!(ptx.contains(row.symbol));
         let wanted: &[&str] = match id.family().class {
             Class::Portable => &["sm_80", "sm_90"],
             Class::Hopper => &["sm_90a"],
         };
         for arch in wanted {
-            assert!(image.cubins.iter().any(|c| c.arch == *arch && !c.bytes.is_empty()), "{} for {arch}", row.symbol);
+            assert!(image.cubins.iter().any(|c| c.arch == *arch && c.code.bytes() > 0), "{} for {arch}", row.symbol);
         }
         for cubin in image.cubins {
             let report = kernels::resources().iter().find(|r| r.symbol == row.symbol && r.arch == cubin.arch);
@@ -85,7 +86,7 @@ fn every_symbol_has_its_images_and_keeps_within_its_limits() {
 
 /// Machine code by kernel, as nvdisasm prints it.
 #[cfg(graftwork_disassembler)]
-fn disassembled(cubin: &[u8], name: &str) -> std::collections::HashMap<String, String> {
+fn disassembled(cubin: &[u8], name: &str) -> HashMap<String, String> {
     let path = std::env::temp_dir().join(format!("graftwork-{}-{name}.cubin", std::process::id()));
     std::fs::write(&path, cubin).unwrap();
     let output = std::process::Command::new(env!("GRAFTWORK_NVDISASM")).arg("-c").arg(&path).output().unwrap();
@@ -118,7 +119,7 @@ fn counts(code: &str, wanted: &[&str]) -> Vec<usize> {
 fn hopper_kernels_multiply_by_warpgroups_and_keep_everything_in_registers() {
     for (position, family) in FAMILIES.iter().enumerate().filter(|(_, f)| f.class == Class::Hopper) {
         for cubin in kernels::images()[position].cubins {
-            let code = disassembled(cubin.bytes, &format!("{position}"));
+            let code = disassembled(&cubin.code.unpack().unwrap(), &format!("{position}"));
             for row in family.kernels {
                 let found = counts(&code[row.symbol], &["HGMMA", "UTMALDG", "LDL", "STL", "HMMA"]);
                 let [hgmma, loads, local @ ..] = &found[..] else { unreachable!() };

@@ -66,7 +66,7 @@ impl Emulated {
         if let Some(module) = slot.get() {
             return Ok(module);
         }
-        let module = Module::parse(image.ptx).map_err(|e| fault(kernel.symbol(), e))?;
+        let module = Module::parse(&image.ptx.unpack_text()?).map_err(|e| fault(kernel.symbol(), e))?;
         Ok(slot.get_or_init(|| module))
     }
 }

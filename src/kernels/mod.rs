@@ -10,20 +10,24 @@
 //! | `NVDISASM` | this disassembler, which a test uses; otherwise the one beside nvcc, if there is one |
 //! | `CUDA_HOME`, `CUDA_PATH` | a toolkit whose `bin/nvcc` is used |
 //! | `GRAFTWORK_CUDA_ARCHS` | cubins for more architectures than sm_80 and sm_90, as in `86,89,120`; others run the PTX |
+//! | `GRAFTWORK_KERNEL_STORE` | a folder where builds of all profiles find what nvcc has made before; safe to delete |
 //! | `GRAFTWORK_REQUIRE_KERNELS=1` | no nvcc ends the build |
 //! | `GRAFTWORK_NO_KERNELS=1` | nvcc is not looked for |
 //!
-//! Only what has changed is compiled again: a source, a header that it includes, its constants, the flags or the compiler.
+//! Only what has changed is compiled again: a source, a header that it includes, its constants, the flags or the compiler. Images are
+//! embedded compressed, a tenth of their size, and unpacked when a device first needs them.
 
+mod packed;
 mod table;
 
+pub use packed::Packed;
 pub use table::{Class, FAMILIES, Family, Row};
 
 use crate::error::{Error, Result};
 
 #[allow(unused_imports)]
 mod generated {
-    use super::{Cubin, Image, Resources};
+    use super::{Cubin, Image, Packed, Resources};
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 }
 
@@ -33,24 +37,18 @@ pub struct Image {
     /// Index into [`FAMILIES`].
     pub family: usize,
     /// For GPUs without a cubin, and for the emulator.
-    pub ptx: &'static str,
+    pub ptx: Packed,
     pub cubins: &'static [Cubin],
 }
 
 /// Machine code for one architecture.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Cubin {
     /// `sm_80`, `sm_90a`.
     pub arch: &'static str,
     /// 80, 90.
     pub capability: u32,
-    pub bytes: &'static [u8],
-}
-
-impl std::fmt::Debug for Cubin {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} ({} bytes)", self.arch, self.bytes.len())
-    }
+    pub code: Packed,
 }
 
 /// What one kernel takes on one architecture, as ptxas reported it.

@@ -6,7 +6,7 @@ use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
 use crate::error::{Error, Result};
-use crate::kernels::{Class, Image, KernelId};
+use crate::kernels::{Class, Cubin, Image, KernelId};
 
 /// Ready to launch, or why it never is on this GPU.
 pub enum Function {
@@ -171,9 +171,9 @@ impl Driver {
             let image = id.image()?;
             // Kernels of one family follow one another.
             if loaded.as_ref().is_none_or(|(of, _)| of.family != image.family) {
-                let module = match choose(image, id.family().class, self.capability) {
-                    Choice::Cubin(bytes) => Ok(self.module(id, bytes)?),
-                    Choice::Ptx(text) => Ok(self.module(id, text.as_bytes())?),
+                let module = match choose(image.cubins, id.family().class, self.capability) {
+                    Choice::Cubin(index) => Ok(self.module(id, &image.cubins[index].code.unpack()?)?),
+                    Choice::Ptx => Ok(self.module(id, &image.ptx.unpack()?)?),
                     Choice::None => Err(format!("it is for sm_90a, and {} is sm_{}", self.model, self.capability)),
                 };
                 loaded = Some((image, module));
@@ -282,23 +282,24 @@ unsafe fn set_release_threshold(pool: sys::CUmemoryPool, bytes: &mut u64) -> std
 }
 
 #[derive(Debug, PartialEq)]
-enum Choice<'a> {
-    Cubin(&'a [u8]),
-    Ptx(&'a str),
+enum Choice {
+    /// Which of the image's.
+    Cubin(usize),
+    Ptx,
     None,
 }
 
 /// Machine code runs on GPUs of the same major capability and the same or a later minor one: the closest such cubin, or else the
 /// PTX. Code for sm_90a runs on 9.0 alone.
-fn choose(image: &Image, class: Class, capability: u32) -> Choice<'static> {
+fn choose(cubins: &[Cubin], class: Class, capability: u32) -> Choice {
     let fits = |made_for: u32| match class {
         Class::Portable => made_for / 10 == capability / 10 && made_for <= capability,
         Class::Hopper => made_for == capability,
     };
-    let closest = image.cubins.iter().filter(|c| fits(c.capability)).max_by_key(|c| c.capability);
-    match (closest, class) {
-        (Some(cubin), _) => Choice::Cubin(cubin.bytes),
-        (None, Class::Portable) => Choice::Ptx(image.ptx),
+    let fitting = cubins.iter().enumerate().filter(|(_, c)| fits(c.capability));
+    match (fitting.max_by_key(|(_, c)| c.capability), class) {
+        (Some((index, _)), _) => Choice::Cubin(index),
+        (None, Class::Portable) => Choice::Ptx,
         (None, Class::Hopper) => Choice::None,
     }
 }
@@ -318,23 +319,22 @@ pub fn describe(error: DriverError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::Cubin;
+    use crate::kernels::Packed;
 
     #[test]
     fn the_image_is_the_closest_cubin_or_the_ptx() {
-        const fn cubin(arch: &'static str, capability: u32, bytes: &'static [u8]) -> Cubin {
-            Cubin { arch, capability, bytes }
-        }
-        static PORTABLE: [Cubin; 3] = [cubin("sm_80", 80, &[80]), cubin("sm_86", 86, &[86]), cubin("sm_90", 90, &[90])];
-        let image = Image { family: 0, ptx: "ptx", cubins: &PORTABLE };
-        let on = |capability| choose(&image, Class::Portable, capability);
-        assert_eq!((on(80), on(86), on(87)), (Choice::Cubin(&[80]), Choice::Cubin(&[86]), Choice::Cubin(&[86])));
-        assert_eq!((on(89), on(90)), (Choice::Cubin(&[86]), Choice::Cubin(&[90])));
-        assert_eq!((on(100), on(120)), (Choice::Ptx("ptx"), Choice::Ptx("ptx")));
-        static HOPPER: [Cubin; 1] = [cubin("sm_90a", 90, &[9])];
-        let image = Image { family: 0, ptx: "ptx", cubins: &HOPPER };
-        assert_eq!(choose(&image, Class::Hopper, 90), Choice::Cubin(&[9]));
-        assert_eq!(choose(&image, Class::Hopper, 80), Choice::None);
-        assert_eq!(choose(&image, Class::Hopper, 100), Choice::None);
+        let code = Packed::new(&[], 0);
+        let cubins = |of: &[(&'static str, u32)]| -> Vec<Cubin> {
+            of.iter().map(|&(arch, capability)| Cubin { arch, capability, code }).collect()
+        };
+        let portable = cubins(&[("sm_80", 80), ("sm_86", 86), ("sm_90", 90)]);
+        let on = |capability| choose(&portable, Class::Portable, capability);
+        assert_eq!((on(80), on(86), on(87)), (Choice::Cubin(0), Choice::Cubin(1), Choice::Cubin(1)));
+        assert_eq!((on(89), on(90)), (Choice::Cubin(1), Choice::Cubin(2)));
+        assert_eq!((on(100), on(120)), (Choice::Ptx, Choice::Ptx));
+        let hopper = cubins(&[("sm_90a", 90)]);
+        assert_eq!(choose(&hopper, Class::Hopper, 90), Choice::Cubin(0));
+        assert_eq!(choose(&hopper, Class::Hopper, 80), Choice::None);
+        assert_eq!(choose(&hopper, Class::Hopper, 100), Choice::None);
     }
 }
