@@ -8,8 +8,11 @@
 //     +------------------+      +-----------------+
 //     | unit 0: 64       |      |                 |     warpgroup 1: units 0 and 2         a stage: 64 of m
 //     | unit 1: 64       |  x   |                 |     warpgroup 2: units 1 and 3
-//     | unit 2, unit 3   |      |                 |     Units that no block reaches are neither read nor multiplied.
+//     | unit 2, unit 3   |      |                 |
 //     +------------------+      +-----------------+
+//
+// Blocks of 16 or 32 may fill a strip's last unit in part. The warpgroup that has it then multiplies warp by warp, 16 columns at a time, and
+// a warp's product holds its sums as the warpgroup's does: what no block reaches is neither read nor multiplied.
 //
 // Few strips are cut along m into pieces, which are added elsewhere in their order. What limits it is bringing op(B) to the blocks: each
 // of its elements meets B rows.
@@ -18,6 +21,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "ptx/ldmatrix.cuh"
+#include "ptx/mma.cuh"
 #include "tile/elements.cuh"
 #include "tile/hopper_ring.cuh"
 
@@ -39,17 +44,15 @@ struct HopperStripsParams {
     // Steps of 64 of m: of a piece, and in all.
     uint32_t steps;
     uint32_t all_steps;
-    // k, beyond which everything is zero.
-    uint32_t beyond;
     // Bits: out is f32; the result is added to what it holds.
     uint32_t flags;
     float scale;
     // The block that out begins with.
     uint32_t begin;
-    uint32_t unused[16];
+    uint32_t unused[17];
 };
 static_assert(sizeof(HopperStripsParams) == 384 && offsetof(HopperStripsParams, items) == 256 &&
-                  offsetof(HopperStripsParams, count) == 288 && offsetof(HopperStripsParams, scale) == 312,
+                  offsetof(HopperStripsParams, count) == 288 && offsetof(HopperStripsParams, scale) == 308,
               "two maps, then HopperStripsParams of src/ops/block_sparse/hopper/strips.rs");
 
 enum HopperStripsFlag : uint32_t { STRIPS_WIDE = 1, STRIPS_ACCUMULATE = 2 };
@@ -78,7 +81,13 @@ struct HopperStrips {
             steps = left < p.steps ? left : p.steps;
         }
 
-        __device__ __forceinline__ uint32_t units() const { return (strip.z * B + UNIT - 1) / UNIT; }
+        // Of the strip's units a warpgroup has every second.
+        __device__ __forceinline__ uint32_t units(uint32_t group) const { return ((strip.z * B + UNIT - 1) / UNIT + 1 - group) / 2; }
+
+        // This warpgroup has the strip's last unit, and no block reaches its end.
+        __device__ __forceinline__ bool narrow(uint32_t group) const {
+            return strip.z * B % UNIT != 0 && strip.z * B / UNIT % 2 == group;
+        }
     };
 
     static __device__ __forceinline__ void run(const HopperStripsParams& p, unsigned char* shared) {
@@ -95,35 +104,39 @@ struct HopperStrips {
             At at;
             for (uint32_t turn = blockIdx.x; turn < p.turns; turn += gridDim.x) {
                 const Work work(p, turn);
-                const uint32_t units = work.units();
-                if (group + 2 < units) {
+                const uint32_t units = work.units(group);
+                if (B < UNIT && work.narrow(group)) {
+                    if (units == 2) make_narrow<2>(ring, at, p, work, group);
+                    if (units == 1) make_narrow<1>(ring, at, p, work, group);
+                } else if (units == 2) {
                     make<2>(ring, at, p, work, group);
-                } else if (group < units) {
+                } else if (units == 1) {
                     make<1>(ring, at, p, work, group);
                 } else {
                     for (uint32_t step = 0; step < work.steps; ++step, at.advance()) ring.skip(at);
                     // Warps that saw none of these phases must not mistake a later one for the next that they wait for.
-                    ptx::barrier_named<WARPGROUP>(1 + static_cast<int>(group));
+                    meet(group);
                 }
             }
         }
         ring.leave();
     }
 
-    // Producer: all steps of a piece. A unit is read whole; what no block reaches of it lies beyond k, and is zero.
+    static __device__ __forceinline__ void meet(uint32_t group) { ptx::barrier_named<WARPGROUP>(1 + static_cast<int>(group)); }
+
+    // Producer: all steps of a piece.
     static __device__ __forceinline__ void fetch(const Stages& ring, At& at, const HopperStripsParams& p, const Work& work) {
-        const uint32_t units = work.units(), slots = units * UNIT / B;
         const int32_t row = static_cast<int32_t>(work.strip.x) * B;
         for (uint32_t step = 0; step < work.steps; ++step, at.advance()) {
             const int32_t m = static_cast<int32_t>(work.first + step) * STEP;
-            ring.claim(at, BLOCK_BYTES + units * UNIT_BYTES);
+            ring.claim(at, BLOCK_BYTES * (1 + work.strip.z));
             unsigned char* to = ring.stage(at);
             ptx::Barrier* full = ring.full + at.stage;
             load<A_T>(to + GATHERED_BYTES, &p.a, full, row, m);
             // Not unrolled: the producer has few registers.
 #pragma unroll 1
-            for (uint32_t slot = 0; slot < slots; ++slot) {
-                const uint32_t place = slot < work.strip.z ? p.places[work.strip.y + slot] * B : p.beyond;
+            for (uint32_t slot = 0; slot < work.strip.z; ++slot) {
+                const uint32_t place = p.places[work.strip.y + slot] * B;
                 load<!B_T>(to + slot * BLOCK_BYTES, &p.b, full, static_cast<int32_t>(place), m);
             }
         }
@@ -150,12 +163,71 @@ struct HopperStrips {
                       : ptx::matrix_descriptor(address + k * MMA_K * 2, ptx::Swizzle::B128, 0);
     }
 
+    // Where a warp's lane finds its row of 8 elements for ldmatrix: of the 16 by 16 at `place` of the operand's own extent and `m` of the
+    // stage. Lanes 8 to 15 have the next rows of eight along m if M_FIRST, and else along the extent; lanes from 16 on, the other.
+    template <bool ACROSS, bool M_FIRST>
+    static __device__ __forceinline__ const unsigned char* lane_row(const unsigned char* operand, uint32_t place, uint32_t m) {
+        const uint32_t lane = threadIdx.x % 32, next = lane / 8 % 2 * 8, other = lane / 16 * 8;
+        const uint32_t at = place + (M_FIRST ? other : next), along = m + (M_FIRST ? next : other);
+        const uint32_t line_bytes = ACROSS ? LINE : STEP * 2, chunks = line_bytes / 16;
+        const uint32_t to = ACROSS ? at / B * BLOCK_BYTES + (along + lane % 8) * LINE + at % B * 2
+                                   : (at + lane % 8) * line_bytes + along * 2;
+        // The tensor copy permutes the chunks of a line by the number of 128 bytes that it is in.
+        return operand + (to ^ (to / 128 % chunks * 16));
+    }
+
+    template <bool ACROSS>
+    static __device__ __forceinline__ void read(uint32_t (&words)[4], const unsigned char* row) {
+        if constexpr (ACROSS) {
+            ptx::ldmatrix_x4_trans(words, row);
+        } else {
+            ptx::ldmatrix_x4(words, row);
+        }
+    }
+
+    // Consumer: a stage's part of the sums of this warp's 16 columns, the strip's from `first` on.
+    static __device__ __forceinline__ void multiply_narrow(float (&sums)[B / 2], const unsigned char* stage, uint32_t first) {
+#pragma unroll
+        for (int m = 0; m < STEP; m += MMA_K) {
+            uint32_t left[4], right[4];
+            read<!B_T>(left, lane_row<!B_T, false>(stage, first, m));
+#pragma unroll
+            for (int n = 0; n < B; n += 16) {
+                read<A_T>(right, lane_row<A_T, true>(stage + GATHERED_BYTES, n, m));
+                ptx::mma_m16n8k16<T>(reinterpret_cast<float(&)[4]>(sums[n / 2]), left, right[0], right[1]);
+                ptx::mma_m16n8k16<T>(reinterpret_cast<float(&)[4]>(sums[n / 2 + 4]), left, right[2], right[3]);
+            }
+        }
+    }
+
+    // Consumer: as `make`, warp by warp, and the columns that blocks reach alone.
+    template <int LIVE>
+    static __device__ __forceinline__ void make_narrow(const Stages& ring, At& at, const HopperStripsParams& p, const Work& work,
+                                                       uint32_t group) {
+        float sums[LIVE][B / 2] = {};
+        const uint32_t columns = work.strip.z * B, warp = threadIdx.x / 32 % 4 * 16;
+        for (uint32_t step = 0; step < work.steps; ++step, at.advance()) {
+            ring.await(at);
+#pragma unroll
+            for (int i = 0; i < LIVE; ++i) {
+                const uint32_t first = (group + 2 * i) * UNIT + warp;
+                if (first < columns) multiply_narrow(sums[i], ring.stage(at), first);
+            }
+            // One thread lets go of the stage, for all warps.
+            meet(group);
+            ring.release(at);
+        }
+#pragma unroll
+        for (int i = 0; i < LIVE; ++i) write(p, work, sums[i], (group + 2 * i) * UNIT);
+    }
+
     // Consumer: LIVE units, the warpgroup's own number and the second next.
     template <int LIVE>
     static __device__ __forceinline__ void make(const Stages& ring, At& at, const HopperStripsParams& p, const Work& work,
                                                 uint32_t group) {
-        float sums[LIVE][B / 2];
-        ring.multiply(at, work.steps, [&](uint32_t step) {
+        // Left undefined, they would share registers with the narrow sums, and wgmma would wait for those.
+        float sums[LIVE][B / 2] = {};
+        ring.multiply(at, work.steps, [&](uint32_t) {
             const uint32_t stage = ptx::shared_address(ring.stage(at));
 #pragma unroll
             for (int k = 0; k < STEP / MMA_K; ++k) {
@@ -163,7 +235,7 @@ struct HopperStrips {
 #pragma unroll
                 for (int i = 0; i < LIVE; ++i) {
                     const uint64_t left = operand<!B_T>(stage + (group + 2 * i) * UNIT_BYTES, k);
-                    ptx::wgmma_m64k16<T, !B_T, A_T>(sums[i], left, right, step > 0 || k > 0);
+                    ptx::wgmma_m64k16<T, !B_T, A_T>(sums[i], left, right, true);
                 }
             }
         });

@@ -12,9 +12,6 @@ use crate::ops::product::hopper::unfit;
 use crate::ops::product::{Gpu, Traffic};
 use crate::tensor::block_sparse::Item;
 
-/// Columns that the 64 rows of one wgmma take.
-const UNIT: usize = 64;
-
 /// Strips of a sampled product, and where its operands are.
 #[derive(Clone, Debug)]
 pub(in crate::ops::block_sparse) struct Strips<'a> {
@@ -43,17 +40,16 @@ struct StripsParams {
     turns: u32,
     steps: u32,
     all_steps: u32,
-    beyond: u32,
     flags: u32,
     scale: f32,
     begin: u32,
-    unused: [u32; 16],
+    unused: [u32; 17],
 }
 
 const _: () = {
     use std::mem::offset_of;
     assert!(size_of::<StripsParams>() == 128 && offset_of!(StripsParams, count) == 32);
-    assert!(offset_of!(StripsParams, scale) == 56);
+    assert!(offset_of!(StripsParams, scale) == 52);
 };
 
 const WIDE: u32 = 1;
@@ -92,18 +88,7 @@ impl Strips<'_> {
                 self.gpu.multiprocessors
             )));
         }
-        let (columns, computed) = self.columns();
-        (columns * 4 < computed * 3).then(|| {
-            why(format_args!("a wgmma has {UNIT} rows, and blocks of the same row would fill {columns} of {computed}"))
-        })
-    }
-
-    /// Columns of all strips, and those of the units that they fill.
-    fn columns(&self) -> (usize, usize) {
-        let b = self.desc.pattern.block();
-        let of = |item: &Item| item.count as usize * b;
-        let units = |item: &Item| of(item).next_multiple_of(UNIT);
-        (self.items().iter().map(of).sum(), self.items().iter().map(units).sum())
+        None
     }
 
     pub fn spec(&self) -> Result<LaunchSpec> {
@@ -121,11 +106,10 @@ impl Strips<'_> {
             turns: turns as u32,
             steps: (self.split / STEP) as u32,
             all_steps: desc.m.div_ceil(STEP) as u32,
-            beyond: k as u32,
             flags: if wide { WIDE } else { 0 } | if self.accumulate { ACCUMULATE } else { 0 },
             scale: desc.scale as f32,
             begin: blocks.start as u32,
-            unused: [0; 16],
+            unused: [0; 17],
         };
         // A block's part of an operand: across, 64 of m by as many of the block's as fit a line; along, all of the block's by 64 of m.
         let operand = |address, extent, across| match across {
@@ -159,8 +143,7 @@ impl Strips<'_> {
             traffic.loaded += steps * blocks + READERS * self.pieces() as u64;
             traffic.loaded += if self.accumulate { blocks * written } else { 0 };
             traffic.stored += blocks * written;
-            let units = (item.count as usize * edge).next_multiple_of(UNIT);
-            traffic.macs += steps * (units * edge * STEP) as u64;
+            traffic.macs += steps * blocks * (edge * edge * STEP) as u64;
         }
         traffic
     }

@@ -211,14 +211,14 @@ fn strips_are_exact_for_every_edge() {
             strips_are_exact(t, b, dtype, [72, 3 * b - 8, 9 * b - 8], j % 2 == 0, i % 2 == 0, 1);
             if i + j < 4 {
                 // The sum in pieces, with steps that are not whole.
-                strips_are_exact(t, b, dtype, [616, 2 * b, 4 * b], j % 2 == 1, true, 2);
+                strips_are_exact(t, b, dtype, [616, 2 * b, 7 * b], j % 2 == 1, true, 2);
             }
         }
         strips_are_exact([true, false], b, DType::F16, [77, 2 * b, 4 * b], false, true, 3);
     }
 }
 
-/// x of 8192 by 4096, S of 4096 by 4096 at density 0.25: the products of existing blocks, and of what is left of 64 columns.
+/// x of 8192 by 4096, S of 4096 by 4096 at density 0.25: the products of existing blocks and no others.
 #[test]
 fn an_adapter_of_usual_size_goes_this_way() {
     let gpu = Gpu { capability: 90, multiprocessors: 132 };
@@ -235,8 +235,7 @@ fn an_adapter_of_usual_size_goes_this_way() {
                 traffic.macs
             );
             assert_eq!(refusal, None, "b {b}, {pass}");
-            let most = if pass == "values gradient" && b < 64 { wanted / 100 * 103 } else { wanted };
-            assert!((wanted..=most).contains(&traffic.macs), "b {b}, {pass}: {} of {wanted}", traffic.macs);
+            assert_eq!(traffic.macs, wanted, "b {b}, {pass}");
         }
     }
 }
