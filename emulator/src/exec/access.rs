@@ -12,6 +12,74 @@ use crate::memory::global::{Accessor, GlobalConflict};
 use crate::memory::shared::INIT;
 use crate::parse::ast::Space;
 
+/// What the lanes of `mask` do to one memory in one instruction.
+struct Access<'m> {
+    frame: usize,
+    m: &'m Mem,
+    addresses: [u64; LANES],
+    mask: u32,
+    pc: u32,
+}
+
+impl Access<'_> {
+    fn bytes(&self) -> u32 {
+        u32::from(self.m.elem) * u32::from(self.m.count)
+    }
+
+    fn lanes(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
+        lanes(self.mask).map(|l| (l, self.addresses[l]))
+    }
+
+    /// Fills a lane's registers with what `read` finds: so many bytes, at most 8, so far behind the lane's address.
+    #[inline(always)]
+    fn fill(&self, p: &mut Planes, lane: usize, read: impl Fn(u32, u32) -> u64) {
+        let (m, elem) = (self.m, u32::from(self.m.elem));
+        if elem == 16 {
+            if m.regs[0] != NONE {
+                p.set_u64(m.regs[0], lane, read(0, 8));
+                p.set_u64(m.regs[0] + 2, lane, read(8, 8));
+            }
+            return;
+        }
+        for e in 0..m.count as usize {
+            put(p, m, e, lane, read(elem * e as u32, elem));
+        }
+    }
+
+    /// Hands a lane's registers to `write`: where, how many bytes, and the value.
+    #[inline(always)]
+    fn drain(&self, p: &Planes, lane: usize, mut write: impl FnMut(u32, u32, u64)) {
+        let (m, elem) = (self.m, u32::from(self.m.elem));
+        if elem == 16 {
+            write(0, 8, p.u64_at(m.regs[0], lane));
+            write(8, 8, p.u64_at(m.regs[0] + 2, lane));
+            return;
+        }
+        for e in 0..m.count as usize {
+            write(elem * e as u32, elem, get(p, m, e, lane));
+        }
+    }
+
+    /// Lanes that write to one place in one instruction must write one value.
+    #[inline]
+    fn agree(&self, warp: &Warp, memory: Memory) -> Step<()> {
+        let (p, m, a) = (&warp.frames[self.frame].planes, self.m, &self.addresses);
+        let planes = if m.elem >= 16 { 4 } else { 1 + u32::from(m.elem >= 8) };
+        let keep = if m.elem < 4 { (1u32 << (8 * m.elem)) - 1 } else { u32::MAX };
+        let value = |r: u32, l: usize| p.0[r as usize][l] & keep;
+        let same = |x: usize, y: usize| {
+            m.regs[..usize::from(m.count)].iter().all(|&r| (r..r + planes).all(|r| value(r, x) == value(r, y)))
+        };
+        match collision(a, self.mask, same) {
+            Some((x, y)) => {
+                let kind = FaultKind::LaneCollision { memory, address: a[y], lanes: (x as u32, y as u32) };
+                stop(kind, Some(y))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
 /// Writes one loaded value to a lane of a register.
 #[inline(always)]
 fn put(p: &mut Planes, m: &Mem, element: usize, lane: usize, value: u64) {
@@ -35,6 +103,14 @@ fn put(p: &mut Planes, m: &Mem, element: usize, lane: usize, value: u64) {
 fn get(p: &Planes, m: &Mem, element: usize, lane: usize) -> u64 {
     let reg = m.regs[element];
     if m.elem >= 8 { p.u64_at(reg, lane) } else { u64::from(p.0[reg as usize][lane]) }
+}
+
+/// At most 8 bytes, the lowest first.
+#[inline(always)]
+fn little_endian(bytes: &[u8]) -> u64 {
+    let mut whole = [0; 8];
+    whole[..bytes.len()].copy_from_slice(bytes);
+    u64::from_le_bytes(whole)
 }
 
 impl Block<'_> {
@@ -92,17 +168,18 @@ impl Block<'_> {
         pc: u32,
         flags: &mut FlagTable,
     ) -> Step<()> {
-        let mut a = self.addresses(warp, frame, &m.addr);
-        for (space, mask) in self.split(m.space, &mut a, active) {
+        let mut addresses = self.addresses(warp, frame, &m.addr);
+        for (space, mask) in self.split(m.space, &mut addresses, active) {
             if mask == 0 {
                 continue;
             }
+            let access = Access { frame, m, addresses, mask, pc };
             match space {
-                Space::Global => self.load_global(warp, frame, m, &a, mask, pc, flags)?,
-                Space::Shared => self.load_shared(warp, frame, m, &a, mask, pc)?,
-                Space::Local => self.load_local(warp, frame, m, &a, mask)?,
-                Space::Const => self.load_bytes(warp, frame, m, &a, mask, Memory::Constant)?,
-                _ => self.load_bytes(warp, frame, m, &a, mask, Memory::Parameter)?,
+                Space::Global => self.load_global(warp, &access, flags)?,
+                Space::Shared => self.load_shared(warp, &access)?,
+                Space::Local => self.load_local(warp, &access)?,
+                Space::Const => self.load_bytes(warp, &access, Memory::Constant)?,
+                _ => self.load_bytes(warp, &access, Memory::Parameter)?,
             }
         }
         Ok(())
@@ -117,116 +194,73 @@ impl Block<'_> {
         pc: u32,
         flags: &mut FlagTable,
     ) -> Step<()> {
-        let mut a = self.addresses(warp, frame, &m.addr);
-        for (space, mask) in self.split(m.space, &mut a, active) {
+        let mut addresses = self.addresses(warp, frame, &m.addr);
+        for (space, mask) in self.split(m.space, &mut addresses, active) {
             if mask == 0 {
                 continue;
             }
+            let access = Access { frame, m, addresses, mask, pc };
             match space {
-                Space::Global => self.store_global(warp, frame, m, &a, mask, pc, flags)?,
-                Space::Shared => self.store_shared(warp, frame, m, &a, mask, pc)?,
-                Space::Local => self.store_local(warp, frame, m, &a, mask)?,
+                Space::Global => self.store_global(warp, &access, flags)?,
+                Space::Shared => self.store_shared(warp, &access)?,
+                Space::Local => self.store_local(warp, &access)?,
                 other => {
                     let memory = if other == Space::Const { Memory::Constant } else { Memory::Parameter };
                     let l = mask.trailing_zeros() as usize;
-                    return stop(FaultKind::ReadOnly { memory, address: a[l] }, Some(l));
+                    return stop(FaultKind::ReadOnly { memory, address: addresses[l] }, Some(l));
                 }
             }
         }
         Ok(())
     }
 
-    fn load_global(
-        &mut self,
-        warp: &mut Warp,
-        frame: usize,
-        m: &Mem,
-        a: &[u64; LANES],
-        mask: u32,
-        pc: u32,
-        flags: &mut FlagTable,
-    ) -> Step<()> {
-        let elem = u32::from(m.elem);
-        let bytes = elem * u32::from(m.count);
-        self.counters.load_sectors += traffic::sectors(a, mask, bytes);
-        self.counters.ideal_sectors += u64::from(mask.count_ones() * bytes).div_ceil(32);
-        for l in lanes(mask) {
-            let i = self.global_check(warp, a[l], bytes, l, false)?;
+    fn load_global(&mut self, warp: &mut Warp, access: &Access, flags: &mut FlagTable) -> Step<()> {
+        let (m, bytes) = (access.m, access.bytes());
+        self.counters.load_sectors += traffic::sectors(&access.addresses, access.mask, bytes);
+        self.counters.ideal_sectors += u64::from(access.mask.count_ones() * bytes).div_ceil(32);
+        for (l, address) in access.lanes() {
+            let i = self.global_check(warp, address, bytes, l, false)?;
             let alloc = &self.env.view.allocations[i];
-            let offset = a[l] - alloc.base;
+            let offset = address - alloc.base;
             let mut at = 0;
             while at < bytes {
                 let n = (bytes - at).min(16);
                 let used = m.used >> at & ((1u32 << n) - 1);
                 if alloc.initialised(offset + u64::from(at), n) & used != used {
-                    let kind = FaultKind::UninitialisedMemory { memory: Memory::Global, address: a[l], bytes };
+                    let kind = FaultKind::UninitialisedMemory { memory: Memory::Global, address, bytes };
                     return stop(kind, Some(l));
                 }
                 at += n;
             }
-            self.global_read(warp, i, offset, bytes, pc, m.order.strong, l)?;
-            let p = &mut warp.frames[frame].planes;
-            if elem == 4 {
-                for e in 0..m.count as usize {
-                    let v = self.env.view.allocations[i].read(offset + 4 * e as u64, 4);
-                    put(p, m, e, l, v);
-                }
-            } else if elem == 16 {
-                let reg = m.regs[0];
-                let alloc = &self.env.view.allocations[i];
-                if reg != NONE {
-                    p.set_u64(reg, l, alloc.read(offset, 8));
-                    p.set_u64(reg + 2, l, alloc.read(offset + 8, 8));
-                }
-            } else {
-                for e in 0..m.count as usize {
-                    let v = self.env.view.allocations[i].read(offset + u64::from(elem) * e as u64, elem);
-                    put(p, m, e, l, v);
-                }
-            }
+            self.global_read(warp, i, offset, bytes, access.pc, m.order.strong, l)?;
+            let alloc = &self.env.view.allocations[i];
+            let p = &mut warp.frames[access.frame].planes;
+            access.fill(p, l, |behind, bytes| alloc.read(offset + u64::from(behind), bytes));
             if m.order.strong {
-                self.read_flag(warp, a[l], m.order.acquire, flags);
+                self.read_flag(warp, address, m.order.acquire, flags);
             }
         }
         Ok(())
     }
 
-    fn store_global(
-        &mut self,
-        warp: &mut Warp,
-        frame: usize,
-        m: &Mem,
-        a: &[u64; LANES],
-        mask: u32,
-        pc: u32,
-        flags: &mut FlagTable,
-    ) -> Step<()> {
-        let elem = u32::from(m.elem);
-        let bytes = elem * u32::from(m.count);
-        self.counters.store_sectors += traffic::sectors(a, mask, bytes);
-        self.counters.ideal_sectors += u64::from(mask.count_ones() * bytes).div_ceil(32);
-        self.spare_sources(a, mask, bytes)?;
+    fn store_global(&mut self, warp: &mut Warp, access: &Access, flags: &mut FlagTable) -> Step<()> {
+        let (m, bytes) = (access.m, access.bytes());
+        self.counters.store_sectors += traffic::sectors(&access.addresses, access.mask, bytes);
+        self.counters.ideal_sectors += u64::from(access.mask.count_ones() * bytes).div_ceil(32);
+        self.spare_sources(&access.addresses, access.mask, bytes)?;
         if !m.order.strong {
-            self.agree(warp, frame, m, a, mask, Memory::Global)?;
+            access.agree(warp, Memory::Global)?;
         }
-        for l in lanes(mask) {
-            let i = self.global_check(warp, a[l], bytes, l, true)?;
-            let alloc = &self.env.view.allocations[i];
-            let offset = a[l] - alloc.base;
+        for (l, address) in access.lanes() {
+            let i = self.global_check(warp, address, bytes, l, true)?;
+            let offset = address - self.env.view.allocations[i].base;
             if m.order.strong {
-                self.write_flag(warp, a[l], m.order.release, flags);
+                self.write_flag(warp, address, m.order.release, flags);
             }
-            self.global_write(warp, i, offset, bytes, pc, m.order.strong, l)?;
-            let p = &warp.frames[frame].planes;
+            self.global_write(warp, i, offset, bytes, access.pc, m.order.strong, l)?;
             let alloc = &self.env.view.allocations[i];
-            if elem == 16 {
-                alloc.write(offset, 8, p.u64_at(m.regs[0], l));
-                alloc.write(offset + 8, 8, p.u64_at(m.regs[0] + 2, l));
-            } else {
-                for e in 0..m.count as usize {
-                    alloc.write(offset + u64::from(elem) * e as u64, elem, get(p, m, e, l));
-                }
-            }
+            let p = &warp.frames[access.frame].planes;
+            access.drain(p, l, |behind, bytes, value| alloc.write(offset + u64::from(behind), bytes, value));
             let mut at = 0;
             while at < bytes {
                 let n = (bytes - at).min(16);
@@ -303,46 +337,18 @@ impl Block<'_> {
         stop(FaultKind::Race { memory: Memory::Global, address, write, other }, Some(lane))
     }
 
-    /// Lanes that write to one place in one instruction must write one value.
-    #[inline]
-    fn agree(&self, warp: &Warp, frame: usize, m: &Mem, a: &[u64; LANES], mask: u32, memory: Memory) -> Step<()> {
-        let p = &warp.frames[frame].planes;
-        let planes = if m.elem >= 16 { 4 } else { 1 + u32::from(m.elem >= 8) };
-        let keep = if m.elem < 4 { (1u32 << (8 * m.elem)) - 1 } else { u32::MAX };
-        let value = |r: u32, l: usize| p.0[r as usize][l] & keep;
-        let same = |x: usize, y: usize| {
-            m.regs[..usize::from(m.count)].iter().all(|&r| (r..r + planes).all(|r| value(r, x) == value(r, y)))
-        };
-        match collision(a, mask, same) {
-            Some((x, y)) => {
-                let kind = FaultKind::LaneCollision { memory, address: a[y], lanes: (x as u32, y as u32) };
-                stop(kind, Some(y))
-            }
-            None => Ok(()),
-        }
-    }
-
     fn count_shared(&mut self, a: &[u64; LANES], mask: u32, bytes: u32) {
         let (total, conflicts) = traffic::wavefronts(&a.map(|x| x as u32), mask, bytes);
         self.counters.shared_wavefronts += total;
         self.counters.bank_conflicts += conflicts;
     }
 
-    fn load_shared(
-        &mut self,
-        warp: &mut Warp,
-        frame: usize,
-        m: &Mem,
-        a: &[u64; LANES],
-        mask: u32,
-        pc: u32,
-    ) -> Step<()> {
-        let elem = u32::from(m.elem);
-        let bytes = elem * u32::from(m.count);
-        self.count_shared(a, mask, bytes);
+    fn load_shared(&mut self, warp: &mut Warp, access: &Access) -> Step<()> {
+        let (m, bytes, pc) = (access.m, access.bytes(), access.pc);
+        self.count_shared(&access.addresses, access.mask, bytes);
         let me = warp.id;
-        for l in lanes(mask) {
-            let (rank, offset) = self.place_shared(a[l], bytes, l, false)?;
+        for (l, address) in access.lanes() {
+            let (rank, offset) = self.place_shared(address, bytes, l, false)?;
             if m.order.strong {
                 self.read_shared_flag(warp, rank, offset, m.order);
             }
@@ -351,40 +357,22 @@ impl Block<'_> {
             } else if !m.order.strong {
                 self.shared_read(me, offset, bytes, m.used, pc, l)?;
             }
-            let p = &mut warp.frames[frame].planes;
             let shared = if rank == self.rank { &self.shared } else { &self.peers[rank] };
-            if elem == 16 {
-                if m.regs[0] != NONE {
-                    p.set_u64(m.regs[0], l, shared.read(offset, 8));
-                    p.set_u64(m.regs[0] + 2, l, shared.read(offset + 8, 8));
-                }
-                continue;
-            }
-            for e in 0..m.count as usize {
-                put(p, m, e, l, shared.read(offset + elem * e as u32, elem));
-            }
+            let p = &mut warp.frames[access.frame].planes;
+            access.fill(p, l, |behind, bytes| shared.read(offset + behind, bytes));
         }
         Ok(())
     }
 
-    fn store_shared(
-        &mut self,
-        warp: &mut Warp,
-        frame: usize,
-        m: &Mem,
-        a: &[u64; LANES],
-        mask: u32,
-        pc: u32,
-    ) -> Step<()> {
-        let elem = u32::from(m.elem);
-        let bytes = elem * u32::from(m.count);
-        self.count_shared(a, mask, bytes);
+    fn store_shared(&mut self, warp: &mut Warp, access: &Access) -> Step<()> {
+        let (m, bytes, pc) = (access.m, access.bytes(), access.pc);
+        self.count_shared(&access.addresses, access.mask, bytes);
         let me = warp.id;
         if !m.order.strong {
-            self.agree(warp, frame, m, a, mask, Memory::Shared)?;
+            access.agree(warp, Memory::Shared)?;
         }
-        for l in lanes(mask) {
-            let (rank, offset) = self.place_shared(a[l], bytes, l, true)?;
+        for (l, address) in access.lanes() {
+            let (rank, offset) = self.place_shared(address, bytes, l, true)?;
             if m.order.strong {
                 self.write_shared_flag(warp, rank, offset, m.order);
             }
@@ -395,15 +383,8 @@ impl Block<'_> {
                 self.remote_write(me, rank, offset, bytes, pc, m.order.strong, l)?;
                 &mut self.peers[rank]
             };
-            let p = &warp.frames[frame].planes;
-            if elem == 16 {
-                shared.write(offset, 8, p.u64_at(m.regs[0], l));
-                shared.write(offset + 8, 8, p.u64_at(m.regs[0] + 2, l));
-            } else {
-                for e in 0..m.count as usize {
-                    shared.write(offset + elem * e as u32, elem, get(p, m, e, l));
-                }
-            }
+            let p = &warp.frames[access.frame].planes;
+            access.drain(p, l, |behind, bytes, value| shared.write(offset + behind, bytes, value));
             shared.set_state(offset, bytes, INIT);
         }
         Ok(())
@@ -420,79 +401,49 @@ impl Block<'_> {
     }
 
     /// Local memory may be copied before it is written (padding of structures): such values are unsure, not faults.
-    fn load_local(&mut self, warp: &mut Warp, frame: usize, m: &Mem, a: &[u64; LANES], mask: u32) -> Step<()> {
-        let elem = usize::from(m.elem);
-        let bytes = elem * usize::from(m.count);
+    fn load_local(&mut self, warp: &mut Warp, access: &Access) -> Step<()> {
+        let bytes = access.bytes();
         self.counters.local_accesses += 1;
-        for l in lanes(mask) {
-            let at = self.local_check(warp, a[l], bytes as u32, l, false)?;
-            if warp.local_init[at..at + bytes].contains(&0) {
+        for (l, address) in access.lanes() {
+            let at = self.local_check(warp, address, bytes, l, false)?;
+            if warp.local_init[at..at + bytes as usize].contains(&0) {
                 warp.poison |= 1 << l;
             }
-            for e in 0..m.count as usize {
-                let mut buffer = [0; 16];
-                buffer[..elem].copy_from_slice(&warp.local[at + e * elem..at + (e + 1) * elem]);
-                let low = u64::from_le_bytes(buffer[..8].try_into().unwrap_or_default());
-                let p = &mut warp.frames[frame].planes;
-                put(p, m, e, l, low);
-                if elem == 16 && m.regs[e] != NONE {
-                    p.set_u64(m.regs[e] + 2, l, u64::from_le_bytes(buffer[8..].try_into().unwrap_or_default()));
-                }
-            }
+            let data = &warp.local[at..at + bytes as usize];
+            let p = &mut warp.frames[access.frame].planes;
+            access.fill(p, l, |behind, bytes| little_endian(&data[behind as usize..][..bytes as usize]));
         }
         Ok(())
     }
 
-    fn store_local(&mut self, warp: &mut Warp, frame: usize, m: &Mem, a: &[u64; LANES], mask: u32) -> Step<()> {
-        let elem = usize::from(m.elem);
-        let bytes = elem * usize::from(m.count);
+    fn store_local(&mut self, warp: &mut Warp, access: &Access) -> Step<()> {
+        let bytes = access.bytes();
         self.counters.local_accesses += 1;
-        for l in lanes(mask) {
-            let at = self.local_check(warp, a[l], bytes as u32, l, true)?;
-            for e in 0..m.count as usize {
-                let p = &warp.frames[frame].planes;
-                let low = get(p, m, e, l);
-                let high = if elem == 16 { p.u64_at(m.regs[e] + 2, l) } else { 0 };
-                let all = u128::from(low) | u128::from(high) << 64;
-                warp.local[at + e * elem..at + (e + 1) * elem].copy_from_slice(&all.to_le_bytes()[..elem]);
-            }
+        for (l, address) in access.lanes() {
+            let at = self.local_check(warp, address, bytes, l, true)?;
+            let data = &mut warp.local[at..at + bytes as usize];
+            access.drain(&warp.frames[access.frame].planes, l, |behind, bytes, value| {
+                data[behind as usize..][..bytes as usize].copy_from_slice(&value.to_le_bytes()[..bytes as usize]);
+            });
             let sure = warp.poison >> l & 1 == 0;
-            warp.local_init[at..at + bytes].fill(u8::from(sure));
+            warp.local_init[at..at + bytes as usize].fill(u8::from(sure));
         }
         Ok(())
     }
 
-    fn load_bytes(
-        &mut self,
-        warp: &mut Warp,
-        frame: usize,
-        m: &Mem,
-        a: &[u64; LANES],
-        mask: u32,
-        memory: Memory,
-    ) -> Step<()> {
-        let elem = usize::from(m.elem);
-        let bytes = elem * usize::from(m.count);
+    fn load_bytes(&mut self, warp: &mut Warp, access: &Access, memory: Memory) -> Step<()> {
+        let bytes = access.bytes();
         let from = if memory == Memory::Constant { self.env.constants } else { self.env.params };
-        for l in lanes(mask) {
-            if a[l] & (bytes as u64 - 1) != 0 {
-                let kind = FaultKind::Misaligned { memory, address: a[l], bytes: bytes as u32, write: false };
-                return stop(kind, Some(l));
+        for (l, address) in access.lanes() {
+            if address & (u64::from(bytes) - 1) != 0 {
+                return stop(FaultKind::Misaligned { memory, address, bytes, write: false }, Some(l));
             }
-            let at = a[l] as usize;
-            let Some(data) = at.checked_add(bytes).and_then(|end| from.get(at..end)) else {
-                let kind = FaultKind::OutOfBounds { memory, address: a[l], bytes: bytes as u32, write: false };
-                return stop(kind, Some(l));
+            let at = address as usize;
+            let Some(data) = at.checked_add(bytes as usize).and_then(|end| from.get(at..end)) else {
+                return stop(FaultKind::OutOfBounds { memory, address, bytes, write: false }, Some(l));
             };
-            let p = &mut warp.frames[frame].planes;
-            for e in 0..m.count as usize {
-                let mut buffer = [0; 16];
-                buffer[..elem].copy_from_slice(&data[e * elem..(e + 1) * elem]);
-                put(p, m, e, l, u64::from_le_bytes(buffer[..8].try_into().unwrap_or_default()));
-                if elem == 16 && m.regs[e] != NONE {
-                    p.set_u64(m.regs[e] + 2, l, u64::from_le_bytes(buffer[8..].try_into().unwrap_or_default()));
-                }
-            }
+            let p = &mut warp.frames[access.frame].planes;
+            access.fill(p, l, |behind, bytes| little_endian(&data[behind as usize..][..bytes as usize]));
         }
         Ok(())
     }
