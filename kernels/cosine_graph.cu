@@ -4,6 +4,7 @@
 //   unit      x[i, :] / |x_i| in f16, the columns filled up with zeros to a multiple of eight
 //   pairs     tiles of the product of these; every pair that is an edge is counted in degrees, and listed while there is room, or, once
 //             offsets are known, put into its row
+//   scan      offsets of the rows from their degrees, and the largest of these (tile/scan.cuh)
 //   place     puts the listed pairs into their rows
 //   order     sorts the columns of each row                  (they come in any order, so that what is left does not depend on it)
 //   weights   the similarity of every edge
@@ -22,6 +23,7 @@
 // Limited by tensor cores, and by reading both operands' tiles from the second-level cache.
 
 #include "tile/gemm_mma.cuh"
+#include "tile/scan.cuh"
 
 #if !defined(COSINE_GRAPH_ROW_THREADS) || !defined(COSINE_GRAPH_TILE) || !defined(COSINE_GRAPH_STEP) || \
     !defined(COSINE_GRAPH_STAGES) || !defined(COSINE_GRAPH_SHARED)
@@ -39,11 +41,11 @@ struct Params {
     uint32_t* degrees;
     // How many columns of each row have been put.
     uint32_t* cursors;
-    const void* offsets;
+    void* offsets;
     int32_t* unsorted;
     int32_t* indices;
     float* weights;
-    // (row, column) of pairs, how many there is room for, and how many there are.
+    // (row, column) of pairs, how many there is room for, and how many there are; then the largest degree.
     uint2* list;
     size_t capacity;
     unsigned long long* found;
@@ -214,6 +216,25 @@ __device__ __forceinline__ void pairs(const Params& p, uint4* shared, uint32_t* 
     }
 }
 
+// One block.
+__device__ __forceinline__ void scan(const Params& p, size_t* scratch) {
+    unsigned long long most = 0;
+    const auto count = [&](size_t row) {
+        const uint32_t degree = p.degrees[row];
+        most = degree > most ? degree : most;
+        return degree;
+    };
+    const auto store = [&](size_t row, size_t before) {
+        if (p.flags & WIDE_OFFSETS) {
+            static_cast<int64_t*>(p.offsets)[row] = static_cast<int64_t>(before);
+        } else {
+            static_cast<int32_t*>(p.offsets)[row] = static_cast<int32_t>(before);
+        }
+    };
+    tile::block_offsets<ROW_THREADS>(p.rows, scratch, count, store);
+    atomicMax(p.found + 1, most);
+}
+
 __device__ __forceinline__ void place(const Params& p) {
     tile::for_units(p.capacity, [&](size_t i) { put(p, p.list[i].x, p.list[i].y); });
 }
@@ -286,6 +307,10 @@ __device__ __forceinline__ void weights(const Params& p) {
     }
 }
 
+extern "C" __global__ void __launch_bounds__(ROW_THREADS) cosine_graph_scan_u32_t256_sm80(const __grid_constant__ Params p) {
+    __shared__ size_t scratch[ROW_THREADS / 32];
+    scan(p, scratch);
+}
 extern "C" __global__ void __launch_bounds__(ROW_THREADS) cosine_graph_place_u32_t256_sm80(const __grid_constant__ Params p) {
     place(p);
 }

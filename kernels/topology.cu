@@ -1,15 +1,14 @@
 // The index arrays of a block pattern from a mask of its blocks, one byte each, [rows, columns].
 //
 //   count:  how many blocks each row and each column has            one warp a row, one warp a column
-//   scan:   the offsets: running sums of the counts                 one block of threads for the rows, one for the columns
+//   scan:   the offsets: running sums of the counts (tile/scan.cuh) one block of threads for the rows, one for the columns
 //   fill:   columns and rows, in row order                          one warp a row
 //   turn:   t_rows and t_blocks, in column order                    one warp a column
 //
 // A warp looks at 32 flags at a time; a block's position is the number of flags before it, so that the order is that of the mask
 // whatever runs first. Limited by launches: masks are small.
 
-#include <cstddef>
-#include <cstdint>
+#include "tile/scan.cuh"
 
 #ifndef TOPOLOGY_THREADS
 #error "TOPOLOGY_THREADS comes from the kernel table"
@@ -61,28 +60,14 @@ extern "C" __global__ void __launch_bounds__(TOPOLOGY_THREADS) topology_count_u8
     for_lines<true>(p, zero, nothing, [&](uint32_t line, uint32_t count) { p.t_offsets[line] = count; });
 }
 
-// Turns counts into offsets in place: each thread sums neighbouring counts, then adds what lies before them.
+// Turns counts into offsets in place.
 extern "C" __global__ void __launch_bounds__(TOPOLOGY_THREADS) topology_scan_u32_t256_sm80(
     const __grid_constant__ TopologyParams p) {
-    __shared__ uint32_t sums[TOPOLOGY_THREADS];
+    __shared__ uint32_t scratch[TOPOLOGY_THREADS / 32];
     uint32_t* counts = blockIdx.x == 0 ? p.offsets : p.t_offsets;
     const uint32_t length = blockIdx.x == 0 ? p.grid_rows : p.grid_columns;
-    const uint32_t each = (length + TOPOLOGY_THREADS - 1) / TOPOLOGY_THREADS;
-    const uint32_t begin = threadIdx.x * each < length ? threadIdx.x * each : length;
-    const uint32_t end = length - begin < each ? length : begin + each;
-    uint32_t sum = 0;
-    for (uint32_t i = begin; i < end; ++i) sum += counts[i];
-    sums[threadIdx.x] = sum;
-    // All threads' sums are there.
-    __syncthreads();
-    uint32_t before = 0;
-    for (uint32_t t = 0; t < threadIdx.x; ++t) before += sums[t];
-    for (uint32_t i = begin; i < end; ++i) {
-        const uint32_t count = counts[i];
-        counts[i] = before;
-        before += count;
-    }
-    if (threadIdx.x == TOPOLOGY_THREADS - 1) counts[length] = before;
+    tile::block_offsets<TOPOLOGY_THREADS>(
+        length, scratch, [&](size_t i) { return counts[i]; }, [&](size_t i, uint32_t before) { counts[i] = before; });
 }
 
 extern "C" __global__ void __launch_bounds__(TOPOLOGY_THREADS) topology_fill_u32_t256_sm80(

@@ -3,9 +3,9 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicIsize, Ordering};
 
-use graftwork::autograd::{Tape, Var};
+use graftwork::autograd::{Grads, Tape, Var};
 use graftwork::graph::{Adjacency, Csr};
-use graftwork::ops::{CosineOptions, Reduce, cosine_graph, graph_attention, spmm};
+use graftwork::ops::{CosineOptions, Reduce, cosine_graph, edge_softmax, graph_attention, sddmm, spmm};
 use graftwork::tensor::ParamSet;
 use graftwork::testing::normal;
 use graftwork::{DType, Device, Tensor};
@@ -65,6 +65,19 @@ fn nothing_grows_with_pairs_or_with_edges_times_features() {
     let peak = peak_of(|| cosine_graph(&rows, &options).unwrap());
     let result = 4 * (edges + n + 1);
     assert!(peak <= result + MOST, "{peak} bytes for {result} of result");
+    // A result that is itself large is there once: every pair is an edge. Weights double it.
+    for weighted in [false, true] {
+        let n = 5000;
+        let all = CosineOptions { threshold: -1.0, weighted, ..CosineOptions::default() };
+        let rows = tensor("rows", &[n, 8]);
+        let peak = peak_of(|| assert_eq!(cosine_graph(&rows, &all).unwrap().edges(), n * (n - 1)));
+        let result = 4 * n * n * if weighted { 2 } else { 1 };
+        assert!(peak <= result + MOST, "{peak} bytes for {result} of result");
+    }
+    // Copies of long rows are made a part at a time.
+    let rows = Tensor::zeros(&Device::cpu(), &[1000, 20_000], DType::F32).unwrap();
+    let peak = peak_of(|| cosine_graph(&rows, &options).unwrap());
+    assert!(peak <= MOST / 4, "{peak} bytes for long rows");
 
     // Edges times features would be 1 GB.
     let (v, degree, f) = (20_000, 100, 128);
@@ -82,6 +95,39 @@ fn nothing_grows_with_pairs_or_with_edges_times_features() {
     }
     let peak = peak_of(|| graph_attention(&mut Tape::inference(&params), &graph, &l, &r, &x, 0.2).unwrap());
     assert!(peak <= result + MOST, "attention: {peak}");
+    // Forward and backward, and what both give: once the graph is turned round, nothing else.
+    graph.prepare().unwrap();
+    let (edges, dy) = (tensor("edges", &[v * degree]), tensor("dy", &[v, f]));
+    let both = |forward: &dyn Fn(&mut Tape) -> Var, dy: &Tensor| {
+        peak_of(|| {
+            let mut tape = Tape::deterministic(&params);
+            let y = forward(&mut tape);
+            tape.backward_with(&y, dy.clone(), &mut Grads::zeros(&params).unwrap()).unwrap()
+        })
+    };
+    let inputs = |tape: &mut Tape| [x.tensor(), &edges].map(|t| tape.input(t.clone()));
+    let summed = |tape: &mut Tape| {
+        let [x, w] = inputs(tape);
+        spmm(tape, &graph, &x, Some(&w), Reduce::Sum).unwrap()
+    };
+    let dotted = |tape: &mut Tape| {
+        let [x, _] = inputs(tape);
+        sddmm(tape, &graph, &x, &x, 1).unwrap()
+    };
+    let softened = |tape: &mut Tape| {
+        let [_, scores] = inputs(tape);
+        edge_softmax(tape, &graph, &scores).unwrap()
+    };
+    let of_edges = 4 * v * degree;
+    let dots = edges.reshape(&[v * degree, 1]).unwrap();
+    // Of rows: y and dx; of edges: dw. Of pairs dx is the sum of two.
+    for (name, peak, results) in [
+        ("sum", both(&summed, &dy), 2 * result + of_edges),
+        ("products", both(&dotted, &dots), 2 * result + of_edges),
+        ("softmax", both(&softened, &edges), 2 * of_edges),
+    ] {
+        assert!(peak <= results + MOST, "{name}: {peak} bytes for {results} of results");
+    }
 
     // 16-bit features and results, widened, would be 307 MB.
     let v = 300_000;

@@ -21,7 +21,7 @@ pub enum Width {
 }
 
 impl Width {
-    pub(super) fn dtype(self, largest: usize) -> DType {
+    pub(crate) fn dtype(self, largest: usize) -> DType {
         match self {
             Width::Fitting if largest <= i32::MAX as usize => DType::I32,
             _ => DType::I64,

@@ -83,6 +83,7 @@ pub const COSINE_GRAPH: Family = Family {
         ("COSINE_GRAPH_SHARED", ring(128)),
     ],
     kernels: &[
+        plain("cosine_graph_scan_u32_t256_sm80", 48),
         plain("cosine_graph_place_u32_t256_sm80", 32),
         plain("cosine_graph_order_u32_t256_sm80", 40),
         plain("cosine_graph_norms_f32_t256_sm80", 40),

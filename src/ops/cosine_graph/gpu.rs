@@ -1,14 +1,15 @@
 //! The launch plans: lengths of rows, copies of them of length 1 in f16, and the product of these tile by tile. Pairs that are edges are counted and
-//! listed; the host adds up the counts, and the pairs are put into their rows, which are then sorted. Where the list had no room for all, the
-//! product runs again and puts them at once.
+//! listed, the counts become offsets, and the pairs are put into their rows, which are then sorted. Where the list had no room for all, the
+//! product runs again and puts them at once. The host learns how many pairs there are, to make room for them, and the largest degree.
+//!
+//! With `top_k` a band of rows at a time sees all columns, and the host keeps the most similar of each row.
 
-use super::cpu::offsets_tensor;
 use super::pick::keep_top;
 use super::{Desc, OP, require_finite};
 use crate::device::{Device, LaunchSpec, Plan};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::graph::{Adjacency, Csr, Pattern};
+use crate::graph::{Adjacency, Csr, Pattern, Width};
 use crate::kernels::KernelId;
 use crate::ops::plan::{PerDType, blocks, by_dtype, launch, per_dtype};
 use crate::tensor::Tensor;
@@ -60,6 +61,7 @@ const NORMS: PerDType = per_dtype!("cosine_graph_norms", "t256");
 const UNIT: PerDType = per_dtype!("cosine_graph_unit", "t256");
 const PAIRS: PerDType = per_dtype!("cosine_graph_pairs", "128x128x32");
 const WEIGHTS: PerDType = per_dtype!("cosine_graph_weights", "t256");
+const SCAN: KernelId = KernelId::of("cosine_graph_scan_u32_t256_sm80");
 const PLACE: KernelId = KernelId::of("cosine_graph_place_u32_t256_sm80");
 const ORDER: KernelId = KernelId::of("cosine_graph_order_u32_t256_sm80");
 
@@ -99,6 +101,14 @@ pub(super) struct Room {
     pub panel: usize,
 }
 
+/// Rows of both sides, and the squares of their lengths in f64.
+struct Sides {
+    a: Tensor,
+    a_squares: Tensor,
+    b: Tensor,
+    b_squares: Tensor,
+}
+
 pub fn graph(desc: &Desc, a: &Tensor, b: &Tensor) -> Result<Csr> {
     graph_within(desc, a, b, &Room { pairs: LIST / 8, panel: panel_rows(desc) })
 }
@@ -107,21 +117,30 @@ pub(super) fn graph_within(desc: &Desc, a: &Tensor, b: &Tensor, room: &Room) -> 
     if desc.f > LONGEST_ROW {
         return Err(Error::value(OP, "features", format!("at most {LONGEST_ROW} columns on a GPU"), desc.f));
     }
-    let device = a.device();
     let a_squares = squares(desc, a, desc.v, "features")?;
     let b_squares = if desc.among { a_squares.clone() } else { squares(desc, b, desc.n, "reference")? };
+    let sides = Sides { a: a.clone(), a_squares, b: b.clone(), b_squares };
+    match desc.top_k {
+        None => all_pairs(desc, &sides, room),
+        Some(k) => most_similar(desc, &sides, room, k),
+    }
+}
+
+/// Every pair above the threshold.
+fn all_pairs(desc: &Desc, sides: &Sides, room: &Room) -> Result<Csr> {
+    let device = sides.a.device();
     // No more than there are pairs.
     let pairs = (desc.v as u64).saturating_mul(desc.n as u64) / if desc.among { 2 } else { 1 };
     let listed = room.pairs.min(usize::try_from(pairs).unwrap_or(usize::MAX));
     let list = Tensor::empty(device, &[listed, 2], DType::I32)?;
-    let found = Tensor::zeros(device, &[1], DType::I64)?;
+    let found = Tensor::zeros(device, &[2], DType::I64)?;
     let degrees = Tensor::zeros(device, &[desc.v], DType::I32)?;
     let cursors = Tensor::zeros(device, &[desc.v], DType::I32)?;
     let params = Params {
-        a: a.address()?,
-        b: b.address()?,
-        a_squares: a_squares.address()?,
-        b_squares: b_squares.address()?,
+        a: sides.a.address()?,
+        b: sides.b.address()?,
+        a_squares: sides.a_squares.address()?,
+        b_squares: sides.b_squares.address()?,
         degrees: degrees.address()?,
         cursors: cursors.address()?,
         list: list.address()?,
@@ -141,9 +160,9 @@ pub(super) fn graph_within(desc: &Desc, a: &Tensor, b: &Tensor, room: &Room) -> 
     if desc.f > 0 {
         copies.product(desc, &params)?;
     }
-    let (offsets, max_degree) = add_up(&degrees.to_vec::<i32>()?);
-    let edges = offsets[desc.v] as usize;
-    let offsets = offsets_tensor(device, &offsets)?;
+    let pairs = found.to_vec::<i64>()?[0] as u64;
+    let edges = pairs as usize * if desc.among { 2 } else { 1 };
+    let offsets = Tensor::empty(device, &[desc.v + 1], Width::Fitting.dtype(edges))?;
     let indices = Tensor::empty(device, &[edges], DType::I32)?;
     let params = Params {
         offsets: offsets.address()?,
@@ -151,19 +170,19 @@ pub(super) fn graph_within(desc: &Desc, a: &Tensor, b: &Tensor, room: &Room) -> 
         flags: params.flags | if offsets.dtype() == DType::I64 { WIDE_OFFSETS } else { 0 },
         ..params
     };
-    let found = found.to_vec::<i64>()?[0] as u64;
+    device.run(&Plan::from_iter([launch(SCAN, 1, &params)]))?;
     if edges > 0 {
         let unsorted = Tensor::empty(device, &[edges], DType::I32)?;
         let params = Params { unsorted: unsorted.address()?, ..params };
-        if found <= params.capacity {
-            let params = Params { capacity: found, ..params };
-            device.run(&Plan::from_iter([over(PLACE, found, &params)]))?;
+        if pairs <= params.capacity {
+            let params = Params { capacity: pairs, ..params };
+            device.run(&Plan::from_iter([over(PLACE, pairs, &params)]))?;
         } else {
             copies.product(desc, &Params { flags: params.flags | PUT, ..params })?;
         }
         device.run(&Plan::from_iter([launch(ORDER, blocks(desc.v as u64, 1), &params)]))?;
     }
-    let values = if desc.weighted || desc.top_k.is_some() {
+    let values = if desc.weighted {
         let values = Tensor::empty(device, &[edges], DType::F32)?;
         if edges > 0 {
             let params = Params { weights: values.address()?, ..params };
@@ -174,26 +193,36 @@ pub(super) fn graph_within(desc: &Desc, a: &Tensor, b: &Tensor, room: &Room) -> 
     } else {
         None
     };
-    let pattern = Pattern { rows: desc.v, edges, max_degree, offsets, indices, order: None };
-    let all = Csr::trusted(desc.n, pattern, values);
-    match desc.top_k {
-        None => Ok(all),
-        Some(k) => top(desc, &all.to_host()?, k, device),
+    let max_degree = found.to_vec::<i64>()?[1] as usize;
+    Ok(Csr::trusted(desc.n, Pattern { rows: desc.v, edges, max_degree, offsets, indices, order: None }, values))
+}
+
+/// The k most similar of each row, chosen on the host from one band of rows after the other: no more than the list's room of pairs is there at a
+/// time, or those of one tile's rows.
+fn most_similar(desc: &Desc, sides: &Sides, room: &Room, k: usize) -> Result<Csr> {
+    let (mut offsets, mut indices, mut values) = (vec![0], Vec::new(), Vec::new());
+    let rows = (room.pairs / desc.n.max(1) / TILE * TILE).max(TILE);
+    for first in (0..desc.v).step_by(rows) {
+        let rows = rows.min(desc.v - first);
+        let band = Desc { v: rows, among: false, top_k: None, weighted: true, ..*desc };
+        let (a, a_squares) = (sides.a.slice(0, first, rows)?, sides.a_squares.slice(0, first, rows)?);
+        let sides = Sides { a, a_squares, b: sides.b.clone(), b_squares: sides.b_squares.clone() };
+        let all = all_pairs(&band, &sides, room)?.to_host()?;
+        for i in 0..rows {
+            let edges = (all.offsets()[i]..all.offsets()[i + 1]).map(|e| (all.indices()[e] as u32, all.value(e)));
+            let mut found: Vec<(u32, f32)> = edges.filter(|&(j, _)| !desc.among || j as usize != first + i).collect();
+            keep_top(&mut found, k);
+            indices.extend(found.iter().map(|&(j, _)| j as usize));
+            values.extend(found.iter().map(|&(_, w)| w));
+            offsets.push(indices.len());
+        }
     }
+    let graph = Adjacency::new((desc.v, desc.n), offsets, indices, desc.weighted.then_some(values))?;
+    Csr::new(&graph, sides.a.device())
 }
 
 /// Rows that a block of the weights' kernel takes: a warp each.
 const ROWS_EACH: u64 = 8;
-
-/// Offsets of rows of these degrees, and the largest of them.
-fn add_up(degrees: &[i32]) -> (Vec<i64>, usize) {
-    let (mut offsets, mut most) = (vec![0i64; degrees.len() + 1], 0);
-    for (i, &degree) in degrees.iter().enumerate() {
-        offsets[i + 1] = offsets[i] + i64::from(degree);
-        most = most.max(degree as usize);
-    }
-    (offsets, most)
-}
 
 /// Room for a panel of rows of length 1 of either side; one where both are the same rows.
 struct Copies {
@@ -270,19 +299,4 @@ fn squares(desc: &Desc, x: &Tensor, rows: usize, argument: &'static str) -> Resu
     }
     require_finite(&out.to_vec::<f64>()?, argument)?;
     Ok(out)
-}
-
-/// The k most similar of each row, chosen on the host.
-fn top(desc: &Desc, all: &Adjacency, k: usize, device: &Device) -> Result<Csr> {
-    let (mut offsets, mut indices, mut values) = (vec![0], Vec::new(), Vec::new());
-    for i in 0..all.rows() {
-        let mut found: Vec<(u32, f32)> =
-            (all.offsets()[i]..all.offsets()[i + 1]).map(|e| (all.indices()[e] as u32, all.value(e))).collect();
-        keep_top(&mut found, k);
-        indices.extend(found.iter().map(|&(j, _)| j as usize));
-        values.extend(found.iter().map(|&(_, w)| w));
-        offsets.push(indices.len());
-    }
-    let graph = Adjacency::new((desc.v, desc.n), offsets, indices, desc.weighted.then_some(values))?;
-    Csr::new(&graph, device)
 }

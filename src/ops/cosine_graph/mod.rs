@@ -16,9 +16,9 @@
 //!
 //! A row of zeros has no direction, and no edge, whatever the threshold. The graph is not differentiated.
 //!
-//! Memory: never v × v. On the CPU tiles of the product; on a GPU at most 32 MB of rows in f16 and 32 MB of listed pairs (where there are more,
-//! the product runs twice: counted, then put into rows), and the columns once more until they are sorted. On a GPU `top_k` first lists all pairs above
-//! the threshold.
+//! Memory: never v × v. On the CPU tiles of the product and at most 16 MB of listed edges; on a GPU at most 32 MB of rows in f16 and 32 MB of listed
+//! pairs, and the columns once more until they are sorted. Where there are more, the product runs twice: counted, then put into rows. With `top_k`
+//! the chosen edges are held twice; a GPU lists the pairs above the threshold of one band of rows after the other, 4 million or those of 128 rows.
 //!
 //! Cost: `v²·f` multiply-adds, half of that where every pair is computed once. Source: GA-Net (`S_ij > 0.7`, both directions).
 //! Errors: [`Error::Shape`], [`Error::DType`], [`Error::NotContiguous`] for features that do not fit; [`Error::Value`] for a threshold outside

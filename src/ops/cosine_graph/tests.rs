@@ -61,7 +61,7 @@ fn a_similarity_equal_to_the_threshold_is_no_edge() {
 
 fn the_edges_are_those_of_the_definition_on_every_device() {
     let device = device();
-    for (n, f) in [(1, 3), (7, 1), (65, 5), (130, 33), (200, 20)] {
+    for (n, f) in [(1, 3), (7, 1), (65, 5), (130, 33), (200, 20), (30, 600)] {
         for dtype in STORED {
             // Integers meet thresholds exactly, and draws do not.
             let integers = draw_integers("x", &[n, f], 1, dtype);
@@ -152,20 +152,27 @@ fn bad_input_is_named() {
 
 /// A list too short for the pairs, and copies of a few rows at a time, find what one launch finds.
 fn little_room_changes_nothing() {
-    if device().is_cpu() {
-        return;
-    }
+    let within = |desc: &Desc, a: &Tensor, b: &Tensor, room: gpu::Room| {
+        let made = if a.device().is_cpu() {
+            cpu::graph_within::<f32>(desc, a, b, room.pairs)
+        } else {
+            gpu::graph_within(desc, a, b, &room)
+        };
+        made.unwrap().to_host().unwrap()
+    };
     let (x, values) = draw("x", &[300, 12], DType::F32);
     let queries = x.slice(0, 40, 200).unwrap();
     let whole = by_definition(&values, 12, 0.25, false);
+    let with_values = by_definition(&values, 12, 0.25, true);
     for pairs in [0, 5, 1 << 20] {
         for panel in [128, 256, 384] {
-            let room = gpu::Room { pairs, panel };
-            let desc = Desc::new(&x, None, &options(0.25)).unwrap();
-            let got = gpu::graph_within(&desc, &x, &x, &room).unwrap().to_host().unwrap();
-            assert_eq!(got, whole, "{pairs} {panel}");
+            let weighted = CosineOptions { weighted: true, ..options(0.25) };
+            for (options, whole) in [(options(0.25), &whole), (weighted, &with_values)] {
+                let desc = Desc::new(&x, None, &options).unwrap();
+                assert_eq!(within(&desc, &x, &x, gpu::Room { pairs, panel }), *whole, "{pairs} {panel}");
+            }
             let desc = Desc::new(&queries, Some(&x), &options(0.25)).unwrap();
-            let got = gpu::graph_within(&desc, &queries, &x, &room).unwrap().to_host().unwrap();
+            let got = within(&desc, &queries, &x, gpu::Room { pairs, panel });
             for i in 0..200 {
                 // Between a row and itself there is an edge here.
                 let mut want = whole.neighbours(40 + i).to_vec();
