@@ -40,31 +40,31 @@ impl Reference {
         Csr::new(&self.graph.normalised(Normalisation::Symmetric), self.features.device())
     }
 
-    /// The graph of the nodes and, after them, of `queries [q, f]`, normalised symmetrically. Nodes keep their weights: the degree of a
-    /// query is the number of edges that arrive at it, that of a node its degree among the nodes.
+    /// The graph of the nodes and, after them, of `queries [q, f]`, normalised symmetrically. Nodes keep their weights: what arrives at a query
+    /// counts for it, and of a node what leaves it among the nodes.
     pub fn graph_with(&self, queries: &Tensor) -> Result<Csr> {
         let between = cosine_graph_between(queries, &self.features, &self.options)?.to_host()?;
         let (n, q) = (self.graph.rows(), between.rows());
         let own = self.graph.normalised(Normalisation::Symmetric);
-        let degrees: Vec<f64> = (0..n).map(|i| self.arriving(&self.graph, i).max(1.0)).collect();
+        let mut leaving = vec![0f64; n];
+        for (e, &j) in self.graph.indices().iter().enumerate() {
+            leaving[j] += f64::from(self.graph.value(e));
+        }
         let mut offsets = own.offsets().to_vec();
         let mut indices = own.indices().to_vec();
         let mut values: Vec<f32> = (0..own.edges()).map(|e| own.value(e)).collect();
         for i in 0..q {
-            let degree = 1.0 + self.arriving(&between, i);
-            for e in between.offsets()[i]..between.offsets()[i + 1] {
+            let edges = between.offsets()[i]..between.offsets()[i + 1];
+            let arriving = 1.0 + edges.clone().map(|e| f64::from(between.value(e))).sum::<f64>();
+            for e in edges {
                 let j = between.indices()[e];
                 indices.push(j);
-                values.push((f64::from(between.value(e)) / (degree * degrees[j]).sqrt()) as f32);
+                values.push((f64::from(between.value(e)) / (arriving.max(1.0) * leaving[j].max(1.0)).sqrt()) as f32);
             }
             indices.push(n + i);
-            values.push((1.0 / degree) as f32);
+            values.push((1.0 / arriving.max(1.0)) as f32);
             offsets.push(indices.len());
         }
         Csr::new(&Adjacency::new((n + q, n + q), offsets, indices, Some(values))?, self.features.device())
-    }
-
-    fn arriving(&self, graph: &Adjacency, row: usize) -> f64 {
-        (graph.offsets()[row]..graph.offsets()[row + 1]).map(|e| f64::from(graph.value(e))).sum()
     }
 }

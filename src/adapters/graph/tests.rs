@@ -1,22 +1,30 @@
 use super::*;
 use crate::autograd::{Grads, Tape, Var};
-use crate::device::Device;
 use crate::dtype::DType;
 use crate::graph::{Adjacency, Csr, Normalisation};
+use crate::ops::check::{device, on_each_device};
 use crate::ops::{CosineOptions, linear};
 use crate::tensor::{ParamSet, Tensor};
 use crate::testing::normal;
 
+on_each_device! {
+    without_edges_a_convolution_is_a_linear_layer_and_on_a_complete_graph_rows_are_the_mean,
+    the_golden_sum,
+    every_parameter_learns_and_nodes_have_no_order,
+    a_prediction_does_not_depend_on_what_else_is_asked,
+    a_query_reads_as_a_node_does,
+}
+
 fn tensor(name: &str, dims: &[usize]) -> Tensor {
-    Tensor::from_slice(&Device::cpu(), dims, &normal(name, dims.iter().product())).unwrap()
+    Tensor::from_slice(&device(), dims, &normal(name, dims.iter().product())).unwrap()
 }
 
 fn build(params: ParamSetBuilder) -> ParamSet {
-    params.build(&Device::cpu(), DType::F32, 0).unwrap()
+    params.build(&device(), DType::F32, 0).unwrap()
 }
 
 fn csr(g: &Adjacency) -> Csr {
-    Csr::new(&g.normalised(Normalisation::Symmetric), &Device::cpu()).unwrap()
+    Csr::new(&g.normalised(Normalisation::Symmetric), &device()).unwrap()
 }
 
 fn close(a: &[f32], b: &[f32]) {
@@ -24,7 +32,6 @@ fn close(a: &[f32], b: &[f32]) {
     assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5), "{a:?} {b:?}");
 }
 
-#[test]
 fn without_edges_a_convolution_is_a_linear_layer_and_on_a_complete_graph_rows_are_the_mean() {
     for (k, n) in [(6, 3), (3, 6)] {
         let mut params = ParamSetBuilder::new();
@@ -48,15 +55,14 @@ fn without_edges_a_convolution_is_a_linear_layer_and_on_a_complete_graph_rows_ar
     }
 }
 
-#[test]
 fn the_golden_sum() {
-    let x = Tensor::from_slice(&Device::cpu(), &[4, 2], &[1.0f32, 0.0, 0.8, 0.6, 0.0, 1.0, -1.0, 0.0]).unwrap();
+    let x = Tensor::from_slice(&device(), &[4, 2], &[1.0f32, 0.0, 0.8, 0.6, 0.0, 1.0, -1.0, 0.0]).unwrap();
     let reference = Reference::new(x.clone(), CosineOptions::default()).unwrap();
     assert_eq!(reference.edges(), 2);
     let graph = reference.graph().unwrap();
     let half = graph.to_host().unwrap().to_dense();
     close(&half[..8], &[0.5, 0.5, 0.0, 0.0, 0.5, 0.5, 0.0, 0.0]);
-    let mut tape = Tape::inference(&ParamSet::none(&Device::cpu(), DType::F32).unwrap());
+    let mut tape = Tape::inference(&ParamSet::none(&device(), DType::F32).unwrap());
     let y = crate::ops::spmm(&mut tape, &graph, &Var::constant(x), None, crate::ops::Reduce::Sum).unwrap();
     close(&y.tensor().to_f32_vec().unwrap(), &[0.9, 0.3, 0.9, 0.3, 0.0, 1.0, -1.0, 0.0]);
 }
@@ -72,13 +78,12 @@ fn configs() -> [GaNetConfig; 4] {
     ]
 }
 
-#[test]
 fn every_parameter_learns_and_nodes_have_no_order() {
     let x = tensor("features", &[12, 6]);
     let rows = x.to_f32_vec().unwrap();
     let order = [3, 7, 0, 11, 5, 1, 10, 2, 8, 4, 9, 6];
     let turned: Vec<f32> = order.iter().flat_map(|&i| rows[i * 6..(i + 1) * 6].to_vec()).collect();
-    let turned = Tensor::from_slice(&Device::cpu(), &[12, 6], &turned).unwrap();
+    let turned = Tensor::from_slice(&device(), &[12, 6], &turned).unwrap();
     let options = CosineOptions { threshold: 0.1, ..CosineOptions::default() };
     for config in configs() {
         let mut params = ParamSetBuilder::new();
@@ -115,7 +120,6 @@ fn the_published_size_counts_as_published() {
     assert_eq!((paper(37), paper(102), paper(101)), (1_837_568 + 56_869, 1_837_568 + 156_774, 1_837_568 + 155_237));
 }
 
-#[test]
 fn a_prediction_does_not_depend_on_what_else_is_asked() {
     let options = CosineOptions { threshold: 0.1, weighted: true, ..CosineOptions::default() };
     let reference = tensor("reference", &[20, 6]);
@@ -128,7 +132,7 @@ fn a_prediction_does_not_depend_on_what_else_is_asked() {
         let predict = |queries: &Tensor| {
             let graph = fixed.graph_with(queries).unwrap();
             let all = [reference.to_f32_vec().unwrap(), queries.to_f32_vec().unwrap()].concat();
-            let all = Tensor::from_slice(&Device::cpu(), &[20 + queries.rows(), 6], &all).unwrap();
+            let all = Tensor::from_slice(&device(), &[20 + queries.rows(), 6], &all).unwrap();
             net.forward(&mut Tape::inference(&params), &graph, &Var::constant(all))
                 .unwrap()
                 .tensor()
@@ -143,4 +147,21 @@ fn a_prediction_does_not_depend_on_what_else_is_asked() {
         }
     }
     assert_eq!(Reference::without_edges(reference).unwrap().graph_with(&queries).unwrap().edges(), 25);
+}
+
+/// A query reads with the weights that it would have as one more node, as far as its own edges go.
+fn a_query_reads_as_a_node_does() {
+    let f = 2;
+    // Nodes 0 and 1 look alike, 2 looks like 1 alone; each reads its most similar one. The query looks like 1.
+    let nodes = [1.0f32, 0.0, 0.95, 0.3, 0.7, 0.7];
+    let of = |values: &[f32]| Tensor::from_slice(&device(), &[values.len() / f, f], values).unwrap();
+    let options = CosineOptions { threshold: 0.5, top_k: Some(1), symmetric: false, weighted: false };
+    let reference = Reference::new(of(&nodes), options).unwrap();
+    let graph = reference.graph_with(&of(&[0.9, 0.35])).unwrap().to_host().unwrap();
+    // Two edges and its own leave node 1; one and its own arrive at the query.
+    assert_eq!(graph.neighbours(3), [1, 3]);
+    let own = reference.graph().unwrap().to_host().unwrap();
+    assert_eq!((own.neighbours(0), own.neighbours(1), own.neighbours(2)), (&[0, 1][..], &[0, 1][..], &[1, 2][..]));
+    close(&graph.values().unwrap()[own.edges()..], &[1.0 / 6f32.sqrt(), 0.5]);
+    close(&graph.values().unwrap()[..own.edges()], own.values().unwrap());
 }
