@@ -3,10 +3,11 @@
 use std::cell::RefCell;
 
 use crate::autograd::{Grads, Tape, Var};
-use crate::device::Device;
+use crate::device::{Counters, Device};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::graph::Adjacency;
+use crate::ops::product::Traffic;
 use crate::tensor::{ParamSet, Tensor};
 use crate::testing::{integers, normal};
 
@@ -143,10 +144,37 @@ pub(crate) fn run_on(
     (y.tensor().to_f64_vec().unwrap(), gradients)
 }
 
+/// Does the same work on a device that records and on the emulator: the parameters of the first launch, and what was counted of its kernel.
+pub(crate) fn planned_and_counted<P: bytemuck::AnyBitPattern>(work: impl Fn(&Device)) -> (P, Counters) {
+    let trace = Device::trace(80);
+    work(&trace);
+    let first = trace.recorded().swap_remove(0);
+    let device = Device::parse("emulated").unwrap();
+    device.take_counters();
+    work(&device);
+    let counted = device.take_counters().unwrap();
+    let (_, counters) = counted.into_iter().find(|(kernel, _)| *kernel == first.kernel).unwrap();
+    (first.params.read().unwrap(), counters)
+}
+
+/// Whether the emulator counted what a plan foretells. Lanes that part at a condition, as the one that stores a sum, need not meet again at once;
+/// in two groups a request reaches at most one sector more, and two or three requests are an edge's 17 or 18 sectors: a sixth at most.
+pub(crate) fn is_as_foretold(told: Traffic, counted: &Counters) -> bool {
+    let within = |told: u64, counted: u64| (told..=told + told / 6).contains(&counted);
+    within(told.loaded, counted.load_sectors) && within(told.stored, counted.store_sectors)
+}
+
 /// Values as `dtype` holds them.
 pub(crate) fn rounded(values: &[f64], dtype: DType) -> Vec<f64> {
     let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
     Tensor::from_f32(&Device::cpu(), &[values.len()], &values, dtype).unwrap().to_f64_vec().unwrap()
+}
+
+/// Random sources: `degree` edges a row, and so many more in the last.
+pub(crate) fn irregular(v: usize, degree: usize, hub: usize) -> Adjacency {
+    let dice = crate::rng::Stream::named(0, 0, "irregular");
+    let ends = (0..v * degree + hub).map(|e| ((e / degree).min(v - 1), dice.bits(e as u64) as usize % v));
+    Adjacency::from_edges((v, v), &ends.collect::<Vec<_>>(), None).unwrap()
 }
 
 /// A graph without edges, a small one with an empty row, one of short rows, and one whose long rows are cut on a GPU.

@@ -71,7 +71,7 @@ pub use pool::{Pooling, pool};
 pub use proximal::{Threshold, shrink_blocks, soft_threshold};
 pub use scale_add::{scale, scale_add};
 pub use sddmm::sddmm;
-pub use spmm::{Reduce, spmm};
+pub use spmm::{Reduce, spmm, spmm_arg};
 pub use topology::pattern_from_mask;
 
 use crate::autograd::Tape;

@@ -93,6 +93,23 @@ impl Deal {
         Stretch { rows, written: rows - cut, edges, parts: usize::from(begun) + cut, probes }
     }
 
+    /// What the teams of one head do together, whatever their rows hold: each looks up offsets to find its way, one sector at a time.
+    #[cfg_attr(not(test), allow(dead_code))]
+    pub fn walked(&self, offsets: &[usize]) -> Walked {
+        let mut all = Walked::default();
+        for chunk in 0..self.chunks {
+            let Stretch { rows, written, edges, parts, probes } = self.stretch(offsets, chunk);
+            // Of rows that may be cut the end is read, and of a chunk's first row the beginning, too.
+            let ends = if self.split { rows + rows.min(1) } else { 2 * rows };
+            all.lookups += (probes + ends) as u64;
+            all.begun += (written + parts) as u64;
+            all.written += written as u64;
+            all.parts += parts as u64;
+            all.edges += edges as u64;
+        }
+        all
+    }
+
     /// Parts that chunks may leave.
     pub fn slots(&self) -> usize {
         if self.split { 2 * self.chunks as usize } else { 0 }
@@ -112,6 +129,19 @@ pub(crate) struct Stretch {
     pub parts: usize,
     /// Offsets that bisection reads.
     pub probes: usize,
+}
+
+/// All teams' shares, added up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(not(test), allow(dead_code))]
+pub(crate) struct Walked {
+    /// Offsets that are read.
+    pub lookups: u64,
+    /// Rows and parts of rows.
+    pub begun: u64,
+    pub written: u64,
+    pub parts: u64,
+    pub edges: u64,
 }
 
 /// Lanes of a team for rows of `units`: enough for one each, at most a warp.

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::graph::Csr;
 use crate::kernels::KernelId;
 use crate::ops::plan::{PerDType, blocks, by_dtype, launch, per_dtype};
+use crate::ops::product::Traffic;
 use crate::ops::rows::{Deal, GraphParams, lanes};
 use crate::ops::target::address_and_flags;
 use crate::tensor::Tensor;
@@ -34,6 +35,24 @@ const _: () = {
     use std::mem::offset_of;
     assert!(size_of::<Params>() == 120 && offset_of!(Params, from) == 56 && offset_of!(Params, heads) == 96);
 };
+
+#[cfg_attr(not(test), allow(dead_code))]
+impl Params {
+    /// What one launch over whole rows reads and writes of a graph of these offsets, where a team is a warp that takes all heads at once: the
+    /// numbers of a row twice, as many edges at a time as the team has room for.
+    pub fn traffic(&self, offsets: &[usize], dtype: DType) -> Traffic {
+        let chunks = (self.graph.rows + self.graph.edges).div_ceil(self.graph.chunk);
+        let lookups = Deal { chunk: self.graph.chunk, chunks, split: false }.walked(offsets).lookups;
+        let (step, bytes) = ((self.lanes / self.together) as usize, self.heads as usize * dtype.size());
+        let sectors = |row: &[usize]| -> u64 {
+            let steps = (row[0]..row[1]).step_by(step);
+            steps.map(|e| ((row[1].min(e + step) * bytes).div_ceil(32) - e * bytes / 32) as u64).sum()
+        };
+        let numbers: u64 = offsets.windows(2).map(sectors).sum();
+        let operands = if self.dp == 0 { 1 } else { 2 };
+        Traffic { loaded: lookups + 2 * operands * numbers, stored: numbers, macs: 0 }
+    }
+}
 
 const WHOLE: u32 = 0;
 const STATS: u32 = 1;

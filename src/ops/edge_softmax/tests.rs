@@ -1,6 +1,8 @@
 use super::*;
 use crate::device::Device;
-use crate::ops::check::{STORED, device, draw, graphs, on_each_device, run, run_on, wide};
+use crate::ops::check::{
+    STORED, device, draw, graphs, irregular, is_as_foretold, on_each_device, planned_and_counted, run, run_on, wide,
+};
 use crate::testing::{compare, gradient};
 
 on_each_device! {
@@ -74,6 +76,33 @@ fn two_runs_give_the_same_bits_and_nan_stays_in_its_row() {
 }
 
 #[test]
+#[cfg_attr(
+    not(all(graftwork_kernels, feature = "emulator")),
+    ignore = "this build has no kernels, or not the feature `emulator`"
+)]
+fn the_plans_foretell_what_moves() {
+    for (degree, dtype, heads) in [(20, DType::F32, 1), (30, DType::BF16, 1), (12, DType::F32, 4), (9, DType::F16, 8)] {
+        let g = irregular(300, degree, 0);
+        for backward in [false, true] {
+            let (plan, counted): (gpu::Params, _) = planned_and_counted(|device| {
+                let csr = Csr::new(&g, device).unwrap();
+                let of = || Tensor::zeros(device, &[g.edges(), heads], dtype).unwrap();
+                let (from, dp, out) = (of(), of(), of());
+                let desc = Desc::new(&csr, &from).unwrap();
+                if backward {
+                    gpu::backward(&desc, &csr, &from, &dp, &Target { tensor: out, accumulate: false }).unwrap();
+                } else {
+                    gpu::forward(&desc, &csr, &from, &out).unwrap();
+                }
+            });
+            let told = plan.traffic(g.offsets(), dtype);
+            assert!(is_as_foretold(told, &counted), "{degree} {dtype} {heads} {backward}: {told:?}, {counted:?}");
+            assert_eq!((counted.bank_conflicts, counted.local_accesses, counted.launches), (0, 0, 1));
+        }
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_refused() {
     let csr = Csr::new(&graphs()[1], &Device::cpu()).unwrap();
     let of = |dims: &[usize], dtype| Desc::new(&csr, &Tensor::zeros(&Device::cpu(), dims, dtype).unwrap());
@@ -81,6 +110,9 @@ fn what_does_not_fit_is_refused() {
     assert!(matches!(of(&[6, 0], DType::F32), Err(Error::Shape { .. })));
     assert!(matches!(of(&[6, 2], DType::I64), Err(Error::DType { .. })));
     assert_eq!(of(&[6], DType::F32).unwrap().heads, 1);
+    let elsewhere = Csr::new(&graphs()[1], &Device::trace(80)).unwrap();
+    let scores = Tensor::zeros(&Device::cpu(), &[6], DType::F32).unwrap();
+    assert!(matches!(Desc::new(&elsewhere, &scores), Err(Error::DeviceMismatch { argument: "graph", .. })));
     let (s, dp) = (draw("s", &[6], DType::F64).0, draw("dp", &[6], DType::F64).0);
     assert_eq!(run_on(&Device::cpu(), &[&s], &dp, |tape, v| edge_softmax(tape, &csr, &v[0])).0.len(), 6);
 }

@@ -7,7 +7,8 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::graph::Csr;
 use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack, per_dtype};
-use crate::ops::rows::{Deal, GraphParams, lanes};
+use crate::ops::product::Traffic;
+use crate::ops::rows::{Deal, GraphParams, Walked, lanes};
 use crate::ops::spmm::gpu::{tiles, unit};
 use crate::tensor::Tensor;
 
@@ -38,6 +39,25 @@ const _: () = {
     assert!(size_of::<Params>() == 160 && offset_of!(Params, x) == 56);
     assert!(offset_of!(Params, f) == 128 && offset_of!(Params, slope) == 144);
 };
+
+#[cfg_attr(not(test), allow(dead_code))]
+impl Params {
+    /// What the forward launch, and what that over the edges, reads and writes of a graph of these offsets, whose rows stay whole forward and
+    /// where a head's columns fill a warp and no more. A score's halves and what becomes of it are a sector each.
+    pub fn traffic(&self, offsets: &[usize], dtype: DType) -> [Traffic; 2] {
+        let row = (self.d * dtype.size() as u64).div_ceil(32);
+        let chunks = (self.graph.rows + self.graph.edges).div_ceil(self.graph.chunk);
+        let heads = u64::from(self.heads);
+        let of = |split| Deal { chunk: self.graph.chunk, chunks, split }.walked(offsets);
+        let Walked { lookups, begun, written, edges, .. } = of(false);
+        // A row's end and beginning are read again to tell whether it is empty.
+        let loaded = heads * (lookups + begun + 2 * written + edges * (2 + row));
+        let forward = Traffic { loaded, stored: heads * written * (row + 1), macs: 0 };
+        let Walked { lookups, begun, edges, .. } = of(true);
+        let loaded = heads * (lookups + begun * (2 + 2 * row) + edges * (2 + row));
+        [forward, Traffic { loaded, stored: heads * edges * 2, macs: 0 }]
+    }
+}
 
 const VECTOR: u32 = 1;
 const SPLIT: u32 = 2;

@@ -1,7 +1,9 @@
 use super::*;
 use crate::device::Device;
 use crate::graph::Adjacency;
-use crate::ops::check::{STORED, device, draw, graphs, on_each_device, run, run_on, wide};
+use crate::ops::check::{
+    STORED, device, draw, graphs, irregular, is_as_foretold, on_each_device, planned_and_counted, run, run_on, wide,
+};
 use crate::ops::{Reduce, edge_softmax, spmm};
 use crate::testing::{compare, gradient};
 
@@ -108,6 +110,59 @@ fn two_runs_give_the_same_bits() {
 }
 
 #[test]
+#[cfg_attr(
+    not(all(graftwork_kernels, feature = "emulator")),
+    ignore = "this build has no kernels, or not the feature `emulator`"
+)]
+fn the_plans_foretell_what_moves() {
+    let (v, g) = (300, irregular(300, 16, 0));
+    for (dtype, f, heads) in [(DType::F32, 128, 1), (DType::F32, 256, 2), (DType::BF16, 256, 1)] {
+        for pass in [0, 1] {
+            let (plan, counted): (gpu::Params, _) = planned_and_counted(|device| {
+                let csr = Csr::new(&g, device).unwrap();
+                let zeros = |dims: &[usize], dtype| Tensor::zeros(device, dims, dtype).unwrap();
+                let (score, x) = (zeros(&[v, heads], dtype), zeros(&[v, f], dtype));
+                let operands = Operands { left: &score, right: &score, x: &x };
+                let desc = Desc::new(&csr, &score, &score, &x, SLOPE).unwrap();
+                let (y, lse) = (zeros(&[v, f], dtype), zeros(&[v, heads], DType::F32));
+                if pass == 0 {
+                    return gpu::forward(&desc, &csr, &operands, &y, &lse).unwrap();
+                }
+                let (alpha, dz) = (zeros(&[desc.e, heads], DType::F32), zeros(&[desc.e, heads], DType::F32));
+                let slopes = Slopes { y: &y, lse: &lse, dy: &x, alpha: &alpha, dz: &dz };
+                gpu::edges(&desc, &csr, &operands, &slopes).unwrap();
+            });
+            let told = plan.traffic(g.offsets(), dtype)[pass];
+            assert!(is_as_foretold(told, &counted), "{dtype} {f} {heads} {pass}: {told:?}, {counted:?}");
+            assert_eq!((counted.bank_conflicts, counted.local_accesses, counted.launches), (0, 0, 1));
+        }
+    }
+}
+
+/// Sixty-four graphs of 16 nodes, each with all its edges: one launch forward, and one over the edges.
+#[test]
+fn a_batch_of_small_graphs_is_one_launch() {
+    let device = Device::trace(80);
+    let full: Vec<(usize, usize)> = (0..256).map(|e| (e / 16, e % 16)).collect();
+    let batch = Adjacency::block_diagonal(&vec![Adjacency::from_edges((16, 16), &full, None).unwrap(); 64]).unwrap();
+    let csr = Csr::new(&batch, &device).unwrap();
+    let of = |dims: &[usize]| crate::autograd::Var::constant(Tensor::zeros(&device, dims, DType::F32).unwrap());
+    let (score, x, edges) = (of(&[1024, 2]), of(&[1024, 32]), of(&[1024 * 16, 2]));
+    let params = crate::tensor::ParamSet::none(&device, DType::F32).unwrap();
+    let launches = |work: &dyn Fn(&mut Tape)| {
+        let before = device.recorded().len();
+        work(&mut Tape::inference(&params));
+        device.recorded().len() - before
+    };
+    assert_eq!(launches(&|tape| drop(graph_attention(tape, &csr, &score, &score, &x, SLOPE).unwrap())), 1);
+    assert_eq!(launches(&|tape| drop(edge_softmax(tape, &csr, &edges).unwrap())), 1);
+    assert_eq!(launches(&|tape| drop(crate::ops::sddmm(tape, &csr, &x, &x, 2).unwrap())), 1);
+    for reduce in [Reduce::Sum, Reduce::Mean, Reduce::Max, Reduce::Min] {
+        assert_eq!(launches(&|tape| drop(spmm(tape, &csr, &x, None, reduce).unwrap())), 1);
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_refused() {
     let csr = Csr::new(&graphs()[1], &Device::cpu()).unwrap();
     let zeros = |dims: &[usize]| Tensor::zeros(&Device::cpu(), dims, DType::F32).unwrap();
@@ -119,4 +174,7 @@ fn what_does_not_fit_is_refused() {
     assert!(matches!(of(&[4, 2], &[4, 2], &[5, 6], 0.2), Err(Error::Shape { argument: "right", .. })));
     assert!(matches!(of(&[4, 2], &[5, 2], &[4, 6], 0.2), Err(Error::Shape { argument: "x", .. })));
     assert!(matches!(of(&[4, 2], &[5, 2], &[5, 6], f64::NAN), Err(Error::Value { argument: "slope", .. })));
+    let elsewhere = Csr::new(&graphs()[1], &Device::trace(80)).unwrap();
+    let refused = Desc::new(&elsewhere, &zeros(&[4, 2]), &zeros(&[5, 2]), &zeros(&[5, 6]), 0.2);
+    assert!(matches!(refused, Err(Error::DeviceMismatch { argument: "graph", .. })));
 }

@@ -3,9 +3,11 @@
 use super::{OP, Pairs};
 use crate::autograd::Target;
 use crate::device::Plan;
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack, per_dtype};
-use crate::ops::rows::{Deal, GraphParams, lanes};
+use crate::ops::product::Traffic;
+use crate::ops::rows::{Deal, GraphParams, Walked, lanes};
 use crate::ops::spmm::gpu::unit;
 use crate::ops::target::address_and_flags;
 use crate::tensor::Tensor;
@@ -31,6 +33,20 @@ const _: () = {
     use std::mem::offset_of;
     assert!(size_of::<Params>() == 120 && offset_of!(Params, a) == 56 && offset_of!(Params, heads) == 104);
 };
+
+#[cfg_attr(not(test), allow(dead_code))]
+impl Params {
+    /// What the launch reads and writes of a graph of these offsets, where a head's columns fill a warp and no more: each row once for every
+    /// chunk that has edges of it, and for each edge its index, the other row and the product.
+    pub fn traffic(&self, offsets: &[usize], dtype: DType) -> Traffic {
+        let row = (self.d * dtype.size() as u64).div_ceil(32);
+        let all = (self.graph.rows + self.graph.edges).div_ceil(self.graph.chunk);
+        let Walked { lookups, begun, edges, .. } =
+            Deal { chunk: self.graph.chunk, chunks: all, split: true }.walked(offsets);
+        let heads = u64::from(self.heads);
+        Traffic { loaded: heads * (lookups + begun * row + edges * (1 + row)), stored: heads * edges, macs: 0 }
+    }
+}
 
 const VECTOR: u32 = 1;
 const MEAN: u32 = 2;

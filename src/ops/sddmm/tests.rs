@@ -1,10 +1,14 @@
 use super::*;
 use crate::device::Device;
-use crate::ops::check::{STORED, device, draw_integers, graphs, on_each_device, rounded, run, run_on, wide};
+use crate::ops::check::{
+    STORED, device, draw_integers, graphs, irregular, is_as_foretold, on_each_device, planned_and_counted, rounded,
+    run, run_on, wide,
+};
 use crate::testing::{compare, gradient};
 
 on_each_device! {
     integers_come_out_exact,
+    two_runs_give_the_same_bits,
 }
 
 #[test]
@@ -51,6 +55,37 @@ fn integers_come_out_exact() {
                 }
             }
         }
+    }
+}
+
+fn two_runs_give_the_same_bits() {
+    let (g, device) = (&graphs()[3], device());
+    let csr = Csr::new(g, &device).unwrap();
+    let of = |name: &str, dims: &[usize]| crate::ops::check::draw(name, dims, DType::F32).0;
+    let (a, b, ds) = (of("a", &[9, 40]), of("b", &[50, 40]), of("ds", &[g.edges(), 2]));
+    let once = || run(&[&a, &b], &ds, |tape, v| sddmm(tape, &csr, &v[0], &v[1], 2));
+    assert_eq!(once(), once());
+}
+
+#[test]
+#[cfg_attr(
+    not(all(graftwork_kernels, feature = "emulator")),
+    ignore = "this build has no kernels, or not the feature `emulator`"
+)]
+fn the_plan_foretells_what_moves() {
+    for (hub, dtype, f, heads) in
+        [(0, DType::F32, 128, 1), (0, DType::BF16, 512, 2), (3000, DType::F32, 128, 1), (3000, DType::F16, 256, 1)]
+    {
+        let g = irregular(300, 16, hub);
+        let (plan, counted): (gpu::Params, _) = planned_and_counted(|device| {
+            let csr = Csr::new(&g, device).unwrap();
+            let x = Var::constant(Tensor::zeros(device, &[300, f], dtype).unwrap());
+            let params = crate::tensor::ParamSet::none(device, dtype).unwrap();
+            sddmm(&mut Tape::inference(&params), &csr, &x, &x, heads).unwrap();
+        });
+        let told = plan.traffic(g.offsets(), dtype);
+        assert!(is_as_foretold(told, &counted), "{dtype} {hub}: {told:?}, {counted:?}");
+        assert_eq!((counted.bank_conflicts, counted.local_accesses, counted.launches), (0, 0, 1));
     }
 }
 

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::kernels::KernelId;
 use crate::ops::plan::{PerDType, aligned, blocks, by_dtype, launch, pack, per_dtype};
 use crate::ops::product::Traffic;
-use crate::ops::rows::{Deal, GraphParams, Stretch, lanes};
+use crate::ops::rows::{Deal, GraphParams, Walked, lanes};
 use crate::ops::target::address_and_flags;
 use crate::tensor::Tensor;
 
@@ -124,17 +124,13 @@ impl Params {
         let (row, part) = (sectors(dtype.size() as u64), sectors(4) * 4 / dtype.size() as u64);
         let (teams, a_warp) = (self.teams(dtype), u64::from(32 / self.lanes));
         let teams = if teams.is_multiple_of(a_warp) { teams / a_warp } else { teams };
-        let lookups = 1 + u64::from(self.weights != 0);
-        let mut traffic = Traffic { loaded: 0, stored: 0, macs: 0 };
-        for chunk in 0..deal.chunks {
-            let Stretch { rows, written, edges, parts, probes } = deal.stretch(offsets, chunk);
-            let [rows, written, edges, parts, probes] = [rows, written, edges, parts, probes].map(|count| count as u64);
-            // Of rows that may be cut the end is read, and of a chunk's first row the beginning, too.
-            let ends = if deal.split { rows + rows.min(1) } else { 2 * rows };
-            traffic.loaded += teams * (probes + ends + edges * lookups) + edges * row;
-            traffic.stored += written * row + parts * part;
+        let of_edge = 1 + u64::from(self.weights != 0);
+        let Walked { lookups, written, parts, edges, .. } = deal.walked(offsets);
+        Traffic {
+            loaded: teams * (lookups + edges * of_edge) + edges * row,
+            stored: written * row + parts * part,
+            macs: 0,
         }
-        traffic
     }
 
     /// Teams that walk one chunk: one for each head, and for each tile of its columns.

@@ -127,6 +127,30 @@ const WEIGHTS: usize = 1;
 
 /// `y = reduce over edges of w ⊙ x`; see the module for shapes and errors.
 pub fn spmm(tape: &mut Tape, graph: &Csr, x: &Var, weights: Option<&Var>, reduce: Reduce) -> Result<Var> {
+    reduced(tape, graph, x, weights, reduce).map(|(y, _)| y)
+}
+
+/// As [`spmm`] with [`Reduce::Max`] or [`Reduce::Min`], and beside y the number of the edge that each element comes from, `[v, f]` in the dtype of the
+/// graph's offsets; −1 in rows without edges.
+///
+/// # Errors
+/// [`Error::Value`] for a sum or a mean, which comes from every edge.
+pub fn spmm_arg(tape: &mut Tape, graph: &Csr, x: &Var, weights: Option<&Var>, reduce: Reduce) -> Result<(Var, Tensor)> {
+    let refused = || Error::value(OP, "reduce", "Max or Min", format!("{reduce:?}"));
+    if !reduce.is_extremum() {
+        return Err(refused());
+    }
+    let (y, arg) = reduced(tape, graph, x, weights, reduce)?;
+    Ok((y, arg.ok_or_else(refused)?))
+}
+
+fn reduced(
+    tape: &mut Tape,
+    graph: &Csr,
+    x: &Var,
+    weights: Option<&Var>,
+    reduce: Reduce,
+) -> Result<(Var, Option<Tensor>)> {
     let fixed = graph.values().map(|values| Var::constant(values.clone()));
     let weights = weights.or(fixed.as_ref());
     let desc = Desc::new(graph, x.tensor(), weights.map(Var::tensor), reduce)?;
@@ -149,13 +173,15 @@ pub fn spmm(tape: &mut Tape, graph: &Csr, x: &Var, weights: Option<&Var>, reduce
         None
     };
     let none = Var::constant(y.clone());
-    Ok(tape.record(y, &[x, weights.unwrap_or(&none)], |wants| Node {
+    let arg = picked.clone();
+    let y = tape.record(y, &[x, weights.unwrap_or(&none)], |wants| Node {
         desc,
         graph: graph.clone(),
         x: (wants.input(WEIGHTS) || wants.weights && weights.is_some()).then(|| x.save()),
         weights: weights.filter(|_| wants.input(X)).map(Var::save),
         picked: picked.map(Saved::Held),
-    }))
+    });
+    Ok((y, arg))
 }
 
 #[derive(Debug)]

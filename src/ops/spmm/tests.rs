@@ -1,7 +1,10 @@
 use super::*;
 use crate::device::Device;
 use crate::graph::{Adjacency, Width};
-use crate::ops::check::{STORED, device, draw, draw_integers, graphs, on_each_device, rounded, run, run_on, wide};
+use crate::ops::check::{
+    STORED, device, draw, draw_integers, graphs, irregular, on_each_device, planned_and_counted, rounded, run, run_on,
+    wide,
+};
 use crate::ops::rows::Deal;
 use crate::testing::{compare, gradient};
 
@@ -9,6 +12,8 @@ on_each_device! {
     integers_come_out_exact_in_every_width,
     means_and_weights_of_the_graph_are_within_rounding,
     the_first_of_equals_is_picked_and_nan_passes,
+    a_row_of_a_million_edges_is_exact,
+    graphs_of_no_nodes_have_no_sums,
     two_runs_give_the_same_bits_whatever_the_threads,
 }
 
@@ -128,11 +133,53 @@ fn the_first_of_equals_is_picked_and_nan_passes() {
         let (y, grads) = run(&[&x], &dy, |tape, v| spmm(tape, &csr, &v[0], None, reduce));
         assert!(y[0] == 5.0 && y[1].is_nan() && y[2] == 5.0 && y[3].is_nan() && y[4..] == [0.0, 0.0]);
         assert_eq!(grads[0], [1.0, 0.0, 1.0, 2.0, 0.0, 0.0]);
+        let params = crate::ops::check::params(DType::F32);
+        let (_, arg) = spmm_arg(&mut Tape::inference(&params), &csr, &Var::constant(x.clone()), None, reduce).unwrap();
+        assert_eq!(arg.to_vec::<i32>().unwrap(), [0, 1, 3, 3, -1, -1]);
     }
+    let params = crate::ops::check::params(DType::F32);
+    let sum = spmm_arg(&mut Tape::inference(&params), &csr, &Var::constant(x), None, Reduce::Sum);
+    assert!(matches!(sum, Err(Error::Value { argument: "reduce", .. })));
     let infinite = Tensor::from_slice(&device, &[3, 1], &[f32::NEG_INFINITY; 3]).unwrap();
     let dy = dy.slice(0, 0, 3).unwrap().slice(1, 0, 1).unwrap().contiguous().unwrap();
     let (y, grads) = run(&[&infinite], &dy, |tape, v| spmm(tape, &csr, &v[0], None, Reduce::Max));
     assert_eq!((y[0], grads[0][0]), (f64::NEG_INFINITY, 1.0));
+}
+
+/// Beside rows of none and of one.
+fn a_row_of_a_million_edges_is_exact() {
+    let (hub, n, device) = (1_000_000usize, 1000, device());
+    let mut offsets = vec![0, 0, 1];
+    offsets.extend([hub + 1; 2]);
+    let indices: Vec<usize> = (0..=hub).map(|e| e * 7 % n).collect();
+    let g = Adjacency::new((4, n), offsets, indices, None).unwrap();
+    let csr = Csr::new(&g, &device).unwrap();
+    assert_eq!(csr.max_degree(), hub);
+    let (x, xs) = draw_integers("x", &[n, 4], 3, DType::F32);
+    let (dy, slopes) = draw_integers("dy", &[4, 4], 2, DType::F32);
+    for reduce in [Reduce::Sum, Reduce::Max] {
+        let (y, grads) = run(&[&x], &dy, |tape, v| spmm(tape, &csr, &v[0], None, reduce));
+        assert_eq!(y, by_definition(&g, &xs, 4, None, reduce), "{reduce:?} on {}", device.name());
+        // Column sums: every edge, or the picked one, brings back the slope of its row.
+        for c in 0..4 {
+            let back: f64 = grads[0].iter().skip(c).step_by(4).sum();
+            let all = if reduce == Reduce::Sum { hub as f64 } else { 1.0 };
+            assert_eq!(back, slopes[4 + c] + all * slopes[8 + c], "{reduce:?} on {}", device.name());
+        }
+    }
+}
+
+fn graphs_of_no_nodes_have_no_sums() {
+    let device = device();
+    for (rows, cols) in [(0, 0), (0, 3), (3, 0)] {
+        let csr = Csr::new(&Adjacency::empty(rows, cols).unwrap(), &device).unwrap();
+        let zeros = |dims: &[usize]| Tensor::zeros(&device, dims, DType::F32).unwrap();
+        for reduce in ALL {
+            let x = zeros(&[cols, 2]);
+            let (y, grads) = run(&[&x], &zeros(&[rows, 2]), |tape, v| spmm(tape, &csr, &v[0], None, reduce));
+            assert_eq!((y, grads), (vec![0.0; 2 * rows], vec![vec![0.0; 2 * cols]]), "{reduce:?} {rows} {cols}");
+        }
+    }
 }
 
 fn two_runs_give_the_same_bits_whatever_the_threads() {
@@ -257,8 +304,7 @@ fn deal_of(p: &gpu::Params, g: &Adjacency) -> Deal {
     ignore = "this build has no kernels, or not the feature `emulator`"
 )]
 fn the_plan_foretells_what_moves() {
-    let dice = crate::rng::Stream::named(0, 0, "counters");
-    let (v, degree) = (600, 16);
+    let v = 600;
     for (hub, dtype, f, heads) in [
         (0, DType::F32, 128, 1),
         (0, DType::F32, 64, 1),
@@ -266,29 +312,15 @@ fn the_plan_foretells_what_moves() {
         (3000, DType::F32, 128, 1),
         (3000, DType::F16, 256, 1),
     ] {
-        let ends = (0..v * degree + hub).map(|e| ((e / degree).min(v - 1), dice.bits(e as u64) as usize % v));
-        let g = Adjacency::from_edges((v, v), &ends.collect::<Vec<_>>(), None).unwrap();
-        let device = Device::parse("emulated").unwrap();
-        let csr = Csr::new(&g, &device).unwrap();
-        let of = |name: &str, dims: &[usize], dtype| {
-            let values = crate::testing::normal(name, dims.iter().product());
-            Var::constant(Tensor::from_f32(&device, dims, &values, dtype).unwrap())
-        };
-        let (x, w) = (of("x", &[v, f], dtype), of("w", &[g.edges(), heads], dtype));
-        let params = crate::tensor::ParamSet::none(&device, dtype).unwrap();
-        let weights = (heads > 1).then_some(&w);
-        device.take_counters();
-        spmm(&mut Tape::inference(&params), &csr, &x, weights, Reduce::Sum).unwrap();
-        let counted = device.take_counters().unwrap();
-        let (_, walk) = counted.iter().find(|(kernel, _)| kernel.symbol().starts_with("spmm_sum_")).unwrap();
-        assert_eq!(counted.len(), if hub > 0 { 2 } else { 1 });
-        let trace = Device::trace(80);
-        let csr = Csr::new(&g, &trace).unwrap();
-        let zeros = |dims: &[usize]| Var::constant(Tensor::zeros(&trace, dims, dtype).unwrap());
-        let (x, w) = (zeros(&[v, f]), zeros(&[g.edges(), heads]));
-        let params = crate::tensor::ParamSet::none(&trace, dtype).unwrap();
-        spmm(&mut Tape::inference(&params), &csr, &x, weights.map(|_| &w), Reduce::Sum).unwrap();
-        let plan: gpu::Params = trace.launcher().unwrap().recorded()[0].params.read().unwrap();
+        let g = irregular(v, 16, hub);
+        let (plan, walk): (gpu::Params, _) = planned_and_counted(|device| {
+            let csr = Csr::new(&g, device).unwrap();
+            let zeros = |dims: &[usize]| Var::constant(Tensor::zeros(device, dims, dtype).unwrap());
+            let (x, w) = (zeros(&[v, f]), zeros(&[g.edges(), heads]));
+            let params = crate::tensor::ParamSet::none(device, dtype).unwrap();
+            let weights = (heads > 1).then_some(&w);
+            spmm(&mut Tape::inference(&params), &csr, &x, weights, Reduce::Sum).unwrap();
+        });
         let foretold = plan.traffic(&deal_of(&plan, &g), g.offsets(), dtype);
         let place = format!("{hub} {dtype} {f} {heads}");
         assert_eq!(walk.store_sectors, foretold.stored, "{place}: stores");
