@@ -54,6 +54,12 @@ fn what_cannot_be_is_refused_by_name() {
         (&["--method", "ga-net", "--top-k", "0"], "top-k"),
         (&["--method", "ga-net", "--data", "nowhere"], "nowhere"),
         (&["--method", "ga-net", "--epochs", "3"], "--epochs has no meaning"),
+        (&["--method", "ga-net", "--batch", "8"], "--batch has no meaning"),
+        (&["--method", "linear-probe", "--fusion", "gate"], "--fusion has no meaning"),
+        (&["--method", "ga-net", "--attention-heads", "0"], "attention-heads"),
+        (&["--labels", "5,20,5"], "each number once"),
+        (&["--labels", "500"], "as there are"),
+        (&["--method", "ga-net,ga-net"], "each method once"),
     ] {
         let output = graftwork(args);
         let text = String::from_utf8_lossy(&output.stderr);
@@ -64,4 +70,37 @@ fn what_cannot_be_is_refused_by_name() {
         .output()
         .unwrap();
     assert!(String::from_utf8_lossy(&other.stderr).contains("--task graph"));
+}
+
+#[test]
+fn the_published_network_and_every_option_of_it_run() {
+    let few = ["--method", "ga-net", "--labels", "5", "--seeds", "1"];
+    let of = |more: &[&str]| report("options.json", &[&few[..], more].concat());
+    let published = of(&["--graph", "batch", "--batch", "16", "--activation", "none", "--no-residual"]);
+    assert_eq!(published["network"]["graph"], "batch");
+    let (plain, validated) = (of(&[]), of(&["--graph", "batch", "--validation"]));
+    for more in [&["--fusion", "gate"][..], &["--attention-heads", "2"], &["--weighted"], &["--top-k", "4"]] {
+        let changed = of(more);
+        assert_ne!(changed["rows"], plain["rows"], "{more:?}");
+    }
+    for report in [published, plain, validated] {
+        assert!(report["rows"].as_array().unwrap().iter().all(|row| row["mean"].as_f64().unwrap() > 0.25), "{report}");
+    }
+}
+
+#[test]
+fn both_sweeps_are_drawn() {
+    let path = file("sweeps.svg");
+    let found = report("sweeps.json", &["--labels", "5", "--seeds", "1", "--plot", path.to_str().unwrap()]);
+    let points = |name: &str| found[name].as_array().unwrap().clone();
+    assert_eq!((points("thresholds").len(), points("noises").len()), (8, 6));
+    // The higher the threshold and the worse the text, the fewer edges.
+    for sweep in ["thresholds", "noises"] {
+        let edges: Vec<u64> = points(sweep).iter().map(|p| p["edges"].as_u64().unwrap()).collect();
+        assert!(edges.windows(2).all(|pair| pair[0] >= pair[1]) && edges[0] > edges[5], "{sweep}: {edges:?}");
+    }
+    let svg = std::fs::read_to_string(path).unwrap();
+    for words in ["similarity threshold", "share of words replaced", "with graph", "without"] {
+        assert!(svg.contains(words), "{words}");
+    }
 }

@@ -48,9 +48,6 @@ pub fn run(args: &mut Args) -> Result<ExitCode> {
     }
     let device = device::open(args.device.as_deref())?;
     let entry = tasks::by_name(&args.task)?;
-    if let Some(study) = entry.study {
-        return study(args, &device);
-    }
     let repeated = args.method.iter().enumerate().any(|(i, method)| args.method[..i].contains(method));
     if repeated {
         return Err(Error::Value {
@@ -59,6 +56,9 @@ pub fn run(args: &mut Args) -> Result<ExitCode> {
             expected: "each method once".into(),
             got: format!("{:?}", args.method),
         });
+    }
+    if let Some(study) = entry.study {
+        return study(args, &device);
     }
     let task = (entry.open)(args.data.as_deref().unwrap_or(Path::new(entry.data)), args.validation)?;
     say!("{}: {}; trunk {}; device {}", task.title(), task.about(), args.trunk()?.display(), device.name());

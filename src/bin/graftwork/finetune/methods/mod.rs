@@ -4,7 +4,7 @@
 mod adalora;
 mod adapter;
 mod block_sparse;
-mod ga_net;
+pub mod ga_net;
 mod linear_probe;
 mod lora;
 mod low_rank;
@@ -75,6 +75,8 @@ pub struct Options {
     pub sora: sora::SoraOptions,
     #[command(flatten)]
     pub s2ft: s2ft::S2ftOptions,
+    #[command(flatten)]
+    pub ga_net: ga_net::GaNetOptions,
 }
 
 pub struct Entry {

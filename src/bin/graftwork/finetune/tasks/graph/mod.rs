@@ -14,11 +14,13 @@ use std::process::ExitCode;
 use graftwork::device::on_workers;
 use graftwork::ops::CosineOptions;
 use graftwork::{Device, Error, Result};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::Entry;
 use super::digits::Digits;
 use crate::finetune::Args;
+use crate::finetune::methods::ga_net::{GaNetOptions, GraphOf};
 use crate::finetune::options::{COUNT, Read, number, size, whole};
 use crate::output::{self, say};
 use study::{Cell, Judge, Learner, Nodes, Recipe};
@@ -68,6 +70,7 @@ pub struct GraphOptions {
 struct Report {
     device: String,
     threshold: f64,
+    network: GaNetOptions,
     noise: f64,
     seeds: u64,
     judged: &'static str,
@@ -99,6 +102,9 @@ pub struct Point {
 fn run(args: &Args, device: &Device) -> Result<ExitCode> {
     let options = &args.graph;
     let learners = learners(args)?;
+    if options.labels.iter().enumerate().any(|(i, labels)| options.labels[..i].contains(labels)) {
+        return Err(bad("labels", "each number once", format!("{:?}", options.labels)));
+    }
     let data = args.data.as_deref().unwrap_or(Path::new(ENTRY.data));
     let digits = Digits::load(data, 5..10)?;
     let nodes = on_workers(|| Nodes::new(&digits, &args.trunk()?, device))?;
@@ -110,17 +116,30 @@ fn run(args: &Args, device: &Device) -> Result<ExitCode> {
         args.trunk()?.display(),
         device.name()
     );
+    // Some are left to be judged by, where those without a label judge.
+    let least = nodes.train.fewest().saturating_sub(usize::from(args.validation));
+    if let Some(labels) = options.labels.iter().find(|&&labels| labels > least) {
+        return Err(bad("labels", &format!("at most {least} of each class, as there are"), labels));
+    }
     let joined =
         |threshold| CosineOptions { threshold, top_k: options.top_k, symmetric: true, weighted: options.weighted };
-    let study = |learner, labels, threshold, noise, seeds| {
+    let sweep_seeds = if args.plot.is_some() { options.seeds.min(study::SWEEP_SEEDS) } else { 0 };
+    let trainings = learners.len() as u64 * options.labels.len() as u64 * options.seeds;
+    let bar = progress(trainings + study::SWEEP_CELLS * sweep_seeds);
+    let network = args.methods.ga_net;
+    let batch = (network.graph == GraphOf::Batch).then_some(args.batch);
+    let study = |learner: Learner, labels, threshold, noise, seeds| {
+        bar.set_message(format!("{}, {labels} labels a class", learner.name()));
         let judge = if args.validation { Judge::Unlabelled } else { Judge::HeldOut };
         let ewc = args.ewc.springs();
-        let recipe = Recipe { learner, labels, options: joined(threshold), noise, judge, ewc };
-        on_workers(|| study::over_seeds(&nodes, &recipe, args.seed..args.seed.saturating_add(seeds)))
+        let recipe = Recipe { learner, network, batch, labels, options: joined(threshold), noise, judge, ewc };
+        let seeds = (0..seeds).map(|k| args.seed.wrapping_add(k));
+        on_workers(|| study::over_seeds(&nodes, &recipe, seeds, || bar.inc(1)))
     };
     let mut report = Report {
         device: device.name(),
         threshold: options.threshold,
+        network,
         noise: options.noise,
         seeds: options.seeds,
         judged: if args.validation { "training images without a label" } else { "held-out images" },
@@ -136,31 +155,45 @@ fn run(args: &Args, device: &Device) -> Result<ExitCode> {
             report.rows.push(Row { method: learner.name(), labels, cell });
         }
     }
-    say!("\n{}", table(&report, &options.labels));
+    bar.suspend(|| say!("\n{}", table(&report, &options.labels)));
     if let Some(path) = &args.plot {
         let labels = options.labels[0];
-        let seeds = options.seeds.min(study::SWEEP_SEEDS);
-        let point = |at, threshold, noise| {
+        let alone = |noise| study(Learner::WithoutGraph, labels, options.threshold, noise, sweep_seeds);
+        let point = |at, threshold, noise, without| {
             Ok::<_, Error>(Point {
                 at,
                 edges: nodes.graph(&joined(threshold), noise, args.seed)?.edges(),
-                with_graph: study(Learner::GaNet, labels, threshold, noise, seeds)?,
-                without: study(Learner::WithoutGraph, labels, threshold, noise, seeds)?,
+                with_graph: study(Learner::GaNet, labels, threshold, noise, sweep_seeds)?,
+                without,
             })
         };
+        // Without edges no threshold is asked.
+        let flat = alone(options.noise)?;
         for threshold in study::THRESHOLDS {
-            report.thresholds.push(point(threshold, threshold, options.noise)?);
+            report.thresholds.push(point(threshold, threshold, options.noise, flat.clone())?);
         }
         for noise in study::NOISES {
-            report.noises.push(point(noise, options.threshold, noise)?);
+            report.noises.push(point(noise, options.threshold, noise, alone(noise)?)?);
         }
         plot::write(path, labels, &report.thresholds, &report.noises)?;
-        say!("{}: accuracy by threshold and by noise, {labels} labels a class, {seeds} seeds", path.display());
+    }
+    bar.finish_and_clear();
+    if let Some(path) = &args.plot {
+        let labels = options.labels[0];
+        say!("{}: accuracy by threshold and by noise, {labels} labels a class, {sweep_seeds} seeds", path.display());
     }
     if let Some(path) = &args.json {
         output::write_json(path, &report)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A bar on a terminal, which stays away from files and pipes.
+fn progress(trainings: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:40} training {pos}/{len}  {msg}  eta {eta}");
+    let bar = ProgressBar::new(trainings);
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
 }
 
 /// GA-Net comes with its ablation: the same network without edges.

@@ -3,8 +3,9 @@
 use std::fmt;
 use std::path::Path;
 
-use graftwork::adapters::{GaNet, GaNetConfig, Reference};
+use graftwork::adapters::{GaNet, Reference};
 use graftwork::autograd::{Grads, Tape, Var};
+use graftwork::graph::{Adjacency, Csr};
 use graftwork::models::vit::Vit;
 use graftwork::ops::{CosineOptions, CrossEntropyOptions, cross_entropy, embedding, linear};
 use graftwork::optim::{AdamW, AdamWConfig};
@@ -15,11 +16,13 @@ use serde::Serialize;
 
 use super::describe;
 use crate::finetune::ewc::Springs;
+use crate::finetune::methods::ga_net::GaNetOptions;
 use crate::finetune::tasks::digits::{Digits, Samples};
+use crate::finetune::tasks::order;
 
 /// Digits 5 to 9.
 const CLASSES: usize = 5;
-/// Of whole batches.
+/// Of all labelled samples, or of a batch of them where each batch has its graph.
 const STEPS: u64 = 100;
 const LR: f64 = 1e-2;
 
@@ -27,6 +30,8 @@ pub const THRESHOLDS: [f64; 8] = [0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95];
 pub const NOISES: [f64; 6] = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0];
 /// At most, in sweeps.
 pub const SWEEP_SEEDS: u64 = 3;
+/// Cells of both sweeps: with the graph at each place, and without it once for thresholds and at each place of noise.
+pub const SWEEP_CELLS: u64 = (THRESHOLDS.len() + 1 + 2 * NOISES.len()) as u64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Learner {
@@ -86,6 +91,11 @@ pub struct Part {
 impl Part {
     pub fn len(&self) -> usize {
         self.labels.len()
+    }
+
+    /// Samples of the smallest class.
+    pub fn fewest(&self) -> usize {
+        (0..CLASSES as i64).map(|class| self.labels.iter().filter(|&&l| l == class).count()).min().unwrap_or(0)
     }
 }
 
@@ -190,6 +200,9 @@ pub enum Judge {
 /// One cell of the table.
 pub struct Recipe {
     pub learner: Learner,
+    pub network: GaNetOptions,
+    /// Samples of a batch that has its own graph; `None` for one graph of all.
+    pub batch: Option<usize>,
     /// Of each class.
     pub labels: usize,
     pub options: CosineOptions,
@@ -198,55 +211,77 @@ pub struct Recipe {
     pub ewc: Option<Springs>,
 }
 
-pub fn over_seeds(nodes: &Nodes, recipe: &Recipe, seeds: std::ops::Range<u64>) -> Result<Cell> {
-    let all = seeds.map(|seed| accuracy(nodes, recipe, seed));
+/// Calls `done` after each seed.
+pub fn over_seeds(nodes: &Nodes, recipe: &Recipe, seeds: impl Iterator<Item = u64>, done: impl Fn()) -> Result<Cell> {
+    let all = seeds.map(|seed| accuracy(nodes, recipe, seed).inspect(|_| done()));
     Ok(Cell::of(&all.collect::<Result<Vec<f64>>>()?))
+}
+
+impl Net {
+    fn declare(recipe: &Recipe, params: &mut ParamSetBuilder, width: usize, seed: u64) -> Result<Self> {
+        if recipe.learner != Learner::LinearProbe {
+            return Ok(Net::GaNet(GaNet::declare(params, &recipe.network.config(width, CLASSES, seed))?));
+        }
+        let weight = params.add("head.weight", &[CLASSES, width], Init::Normal { std: 0.02 })?;
+        Ok(Net::Probe(weight, params.add("head.bias", &[CLASSES], Init::Zeros)?))
+    }
+
+    fn forward(&self, tape: &mut Tape, graph: &Csr, x: &Tensor) -> Result<Var> {
+        let x = Var::constant(x.clone());
+        match self {
+            Net::GaNet(net) => net.forward(tape, graph, &x),
+            Net::Probe(weight, bias) => {
+                let (weight, bias) = (tape.param(*weight)?, tape.param(*bias)?);
+                linear(tape, &x, &weight, Some(&bias))
+            }
+        }
+    }
 }
 
 /// Trains from one seed, and judges.
 fn accuracy(nodes: &Nodes, recipe: &Recipe, seed: u64) -> Result<f64> {
-    let Recipe { learner, labels, options, noise, judge, ewc } = recipe;
-    let (labels, noise) = (*labels, *noise);
-    let [features, queries] = nodes.features(noise, seed)?;
-    let width = features.cols();
-    let reference = match learner {
-        Learner::GaNet => Reference::new(features.clone(), *options)?,
-        _ => Reference::without_edges(features.clone())?,
-    };
+    let [features, queries] = nodes.features(recipe.noise, seed)?;
     let mut builder = ParamSetBuilder::new();
-    let net = match learner {
-        Learner::LinearProbe => Net::Probe(
-            builder.add("head.weight", &[CLASSES, width], Init::Normal { std: 0.02 })?,
-            builder.add("head.bias", &[CLASSES], Init::Zeros)?,
-        ),
-        _ => Net::GaNet(GaNet::declare(&mut builder, &GaNetConfig { seed, ..GaNetConfig::new(width, CLASSES) })?),
-    };
+    let net = Net::declare(recipe, &mut builder, features.cols(), seed)?;
     let params = builder.build(&nodes.device, DType::F32, seed)?;
-    let chosen = nodes.labelled(labels, seed);
+    let chosen = nodes.labelled(recipe.labels, seed);
+    let joined = |x: Tensor| match recipe.learner {
+        Learner::GaNet => Reference::new(x, recipe.options),
+        _ => Reference::without_edges(x),
+    };
+    let all = match recipe.batch {
+        None => Some(joined(features.clone())?),
+        Some(_) => None,
+    };
+    let fixed = all.as_ref().map(Reference::graph).transpose()?;
 
-    let graph = reference.graph()?;
-    let forward = |tape: &mut Tape, graph: &graftwork::graph::Csr, x: &Tensor| match &net {
-        Net::GaNet(net) => net.forward(tape, graph, &Var::constant(x.clone())),
-        Net::Probe(weight, bias) => {
-            let (weight, bias) = (tape.param(*weight)?, tape.param(*bias)?);
-            linear(tape, &Var::constant(x.clone()), &weight, Some(&bias))
-        }
-    };
     let loss = |tape: &mut Tape, of: &[usize]| {
-        let column = |value: &dyn Fn(usize) -> i64| {
-            Tensor::from_slice(&nodes.device, &[of.len()], &of.iter().map(|&i| value(i)).collect::<Vec<i64>>())
+        let targets: Vec<i64> = of.iter().map(|&i| nodes.train.labels[i]).collect();
+        let targets = Tensor::from_slice(&nodes.device, &[of.len()], &targets)?;
+        let logits = match &fixed {
+            Some(graph) => {
+                let places: Vec<i64> = of.iter().map(|&i| i as i64).collect();
+                let places = Tensor::from_slice(&nodes.device, &[of.len()], &places)?;
+                let logits = net.forward(tape, graph, &features)?;
+                embedding(tape, &places, &logits)?
+            }
+            None => {
+                let batch = rows(&features, of)?;
+                net.forward(tape, &joined(batch.clone())?.graph()?, &batch)?
+            }
         };
-        let (places, targets) = (column(&|i| i as i64)?, column(&|i| nodes.train.labels[i])?);
-        let logits = forward(tape, &graph, &features)?;
-        let known = embedding(tape, &places, &logits)?;
-        cross_entropy(tape, &known, &targets, &CrossEntropyOptions::default())
+        cross_entropy(tape, &logits, &targets, &CrossEntropyOptions::default())
     };
-    let held = ewc.map(|springs| springs.cast_by(&params, &chosen, chosen.len().max(1), loss)).transpose()?;
+    let size = recipe.batch.unwrap_or(chosen.len()).max(1);
+    let held = recipe.ewc.map(|springs| springs.cast_by(&params, &chosen, size, loss)).transpose()?;
     let mut optimizer = AdamW::new(AdamWConfig::default(), &params)?;
     let mut grads = Grads::zeros(&params)?;
     for step in 0..STEPS {
         let mut tape = Tape::training(&params, seed, step as u32);
-        let loss = loss(&mut tape, &chosen)?;
+        let loss = match recipe.batch {
+            None => loss(&mut tape, &chosen)?,
+            Some(size) => loss(&mut tape, &batch_of(&chosen, size, seed, step))?,
+        };
         tape.backward(&loss, &mut grads)?;
         if let Some(held) = &held {
             held.add_gradient(&params, &grads)?;
@@ -254,25 +289,63 @@ fn accuracy(nodes: &Nodes, recipe: &Recipe, seed: u64) -> Result<f64> {
         optimizer.step(&params, &grads, LR)?;
     }
 
-    let (logits, judged, labels): (Vec<f32>, Vec<usize>, &[i64]) = match judge {
+    let (asked, labels) = match recipe.judge {
+        Judge::HeldOut => ((0..nodes.test.len()).collect(), &nodes.test.labels),
         Judge::Unlabelled => {
-            let logits = forward(&mut Tape::inference(&params), &graph, &features)?.tensor().to_f32_vec()?;
-            (logits, (0..nodes.train.len()).filter(|i| !chosen.contains(i)).collect(), &nodes.train.labels)
-        }
-        // Held-out samples read from the training samples and themselves, never from one another.
-        Judge::HeldOut => {
-            let graph = reference.graph_with(&queries)?;
-            let all = [features.to_f32_vec()?, queries.to_f32_vec()?].concat();
-            let all = Tensor::from_slice(&nodes.device, &[features.rows() + queries.rows(), width], &all)?;
-            let mut logits = forward(&mut Tape::inference(&params), &graph, &all)?.tensor().to_f32_vec()?;
-            logits.drain(..features.rows() * CLASSES);
-            (logits, (0..nodes.test.len()).collect(), &nodes.test.labels)
+            ((0..nodes.train.len()).filter(|i| !chosen.contains(i)).collect::<Vec<_>>(), &nodes.train.labels)
         }
     };
-    let right = judged.iter().filter(|&&i| {
-        let row = &logits[i * CLASSES..(i + 1) * CLASSES];
+    let mut tape = Tape::inference(&params);
+    // One row of logits for each sample that is asked for.
+    let logits: Vec<f32> = match (&all, recipe.judge) {
+        (Some(all), Judge::HeldOut) => {
+            // They read from the training samples and themselves, never from one another.
+            let nodes = join(&features, &queries)?;
+            let logits = net.forward(&mut tape, &all.graph_with(&queries)?, &nodes)?.tensor().to_f32_vec()?;
+            logits[features.rows() * CLASSES..].to_vec()
+        }
+        (Some(all), Judge::Unlabelled) => {
+            let logits = net.forward(&mut tape, &all.graph()?, &features)?;
+            rows(logits.tensor(), &asked)?.to_f32_vec()?
+        }
+        (None, judge) => {
+            let x = rows(if judge == Judge::HeldOut { &queries } else { &features }, &asked)?;
+            net.forward(&mut tape, &side_by_side(&x, size, joined)?, &x)?.tensor().to_f32_vec()?
+        }
+    };
+    let right = asked.iter().zip(logits.chunks(CLASSES)).filter(|&(&i, row)| {
         let best = (0..CLASSES).max_by(|&a, &b| row[a].total_cmp(&row[b]));
         best == usize::try_from(labels[i]).ok()
     });
-    Ok(right.count() as f64 / judged.len().max(1) as f64)
+    Ok(right.count() as f64 / asked.len().max(1) as f64)
+}
+
+/// The samples of a step: those of an epoch in an order of its own, `size` at a time.
+fn batch_of(chosen: &[usize], size: usize, seed: u64, step: u64) -> Vec<usize> {
+    let batches = chosen.len().div_ceil(size).max(1) as u64;
+    let places = order(chosen.len(), seed, step / batches);
+    places.into_iter().skip((step % batches) as usize * size).take(size).map(|place| chosen[place]).collect()
+}
+
+/// The graphs of one batch after the other, as one.
+fn side_by_side(x: &Tensor, size: usize, joined: impl Fn(Tensor) -> Result<Reference>) -> Result<Csr> {
+    let mut parts = Vec::new();
+    for first in (0..x.rows()).step_by(size) {
+        let batch = x.slice(0, first, size.min(x.rows() - first))?.contiguous()?;
+        parts.push(joined(batch)?.graph()?.to_host()?);
+    }
+    Csr::new(&Adjacency::block_diagonal(&parts)?, x.device())
+}
+
+/// The rows of x that are asked for, in that order.
+fn rows(x: &Tensor, asked: &[usize]) -> Result<Tensor> {
+    let (values, width) = (x.to_f32_vec()?, x.cols());
+    let picked: Vec<f32> = asked.iter().flat_map(|&i| &values[i * width..(i + 1) * width]).copied().collect();
+    Tensor::from_slice(x.device(), &[asked.len(), width], &picked)
+}
+
+/// The rows of a, then those of b.
+fn join(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let all = [a.to_f32_vec()?, b.to_f32_vec()?].concat();
+    Tensor::from_slice(a.device(), &[a.rows() + b.rows(), a.cols()], &all)
 }
