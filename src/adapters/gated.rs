@@ -120,9 +120,12 @@ impl Parameters {
             let gates = params.view(params.master(), id)?.contiguous()?.to_f32_vec()?;
             let kept: Vec<usize> = (0..gates.len()).filter(|&r| gates[r] != 0.0).collect();
             let (old, new) = (gates.len(), kept.len());
-            let extent =
-                |end: &str, dim: usize| Ok::<usize, Error>(params.get(self.find(params, &module, end)?)?.dims[dim]);
-            let (k, n) = (extent(self.a, 1)?, extent(self.b, 0)?);
+            let matrix = |end: &str| {
+                let param = params.get(self.find(params, &module, end)?)?;
+                let expected = || Error::shape(self.op, "params", format!("a matrix `{}`", param.name), &param.dims);
+                <[usize; 2]>::try_from(&param.dims[..]).map_err(|_| expected())
+            };
+            let ([_, k], [n, _]) = (matrix(self.a)?, matrix(self.b)?);
             let name = |end: &str| format!("{module}{end}");
             carry.elements(name(self.a), (0..new * k).map(|e| Some(kept[e / k] * k + e % k)).collect());
             carry.elements(name(self.b), (0..n * new).map(|e| Some(e / new * old + kept[e % new])).collect());

@@ -105,7 +105,9 @@ pub(super) fn master(params: &ParamSet, id: ParamId) -> Result<Vec<f64>> {
 
 /// Adds the blocks `values [nnz, b, b]`.
 pub(super) fn add_blocks(out: &mut [f64], params: &ParamSet, pattern: &BlockPattern, values: ParamId) -> Result<()> {
-    let values = master(params, values)?;
+    let values = params.view(params.master(), values)?;
+    values.require_dims("merge", "values", &pattern.value_dims())?;
+    let values = values.to_f64_vec()?;
     pattern.topology().for_row_pieces(|at, place, len| {
         for (out, value) in out[place..place + len].iter_mut().zip(&values[at..at + len]) {
             *out += value;
@@ -139,6 +141,9 @@ pub(super) fn add_product(
     let r = a.len() / k.max(1);
     let ones = vec![1.0; r];
     let gate = gate.unwrap_or(&ones);
+    if r == 0 || a.len() != r * k {
+        return Err(Error::shape("merge", "a", format!("[r, {k}]"), &[a.len()]));
+    }
     if b.len() != n * r || out.len() != n * k || gate.len() != r {
         return Err(Error::shape("merge", "b", format!("[{n}, {r}]"), &[b.len()]));
     }

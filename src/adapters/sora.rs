@@ -69,18 +69,23 @@ impl GateSchedule {
     /// λ of step `step`.
     pub fn at(&self, step: u64) -> f64 {
         let Some(after) = step.checked_sub(self.dense_steps) else { return 0.0 };
-        let stage = (after / self.stage_steps + 1).min(self.stages);
-        self.lambda * stage as f64 / self.stages as f64
+        let stage = (after / self.stage_steps.max(1)).saturating_add(1).min(self.stages);
+        self.lambda * stage as f64 / self.stages.max(1) as f64
     }
 
     /// Whether ranks are pruned before step `step`: where a stage follows a stage, and where the last one ends.
     pub fn prunes_at(&self, step: u64) -> bool {
         let Some(after) = step.checked_sub(self.dense_steps) else { return false };
-        after > 0 && after.is_multiple_of(self.stage_steps) && after / self.stage_steps <= self.stages
+        let each = self.stage_steps.max(1);
+        after > 0 && after.is_multiple_of(each) && after / each <= self.stages
     }
 
     /// `g ← sign(g) · max(|g| − ηλ, 0)` for every gate, after an optimizer step at rate `lr`.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for settings that [`GateSchedule::check`] refuses, and for a rate that is negative or not finite.
     pub fn proximal_step(&self, step: u64, params: &ParamSet, lr: f64) -> Result<()> {
+        self.check()?;
         let threshold = lr * self.at(step);
         if threshold == 0.0 {
             return Ok(());
@@ -135,6 +140,38 @@ mod tests {
                 assert_eq!(of(other), [0.5]);
             }
         }
+    }
+
+    /// A schedule is data: one that was never checked is refused where it would act, and divides by nothing.
+    #[test]
+    fn schedules_and_rates_that_make_no_sense_are_refused() {
+        let mut builder = ParamSetBuilder::new();
+        builder.add("q.sora_gate", &[2], Init::Ones).unwrap();
+        let params = builder.build(&Device::cpu(), DType::F32, 0).unwrap();
+        let bad = [
+            (GateSchedule { lambda: f64::NAN, ..schedule() }, "lambda"),
+            (GateSchedule { lambda: -1.0, ..schedule() }, "lambda"),
+            (GateSchedule { stages: 0, ..schedule() }, "stages"),
+            (GateSchedule { stage_steps: 0, ..schedule() }, "stage_steps"),
+        ];
+        for (schedule, word) in bad {
+            for step in [0, 10, u64::MAX] {
+                (schedule.at(step), schedule.prunes_at(step));
+                let error = schedule.proximal_step(step, &params, 0.1).unwrap_err().to_string();
+                assert!(error.contains(word), "{error}");
+            }
+        }
+        for lr in [f64::NAN, f64::INFINITY, -1.0] {
+            let error = schedule().proximal_step(20, &params, lr).unwrap_err();
+            assert!(matches!(error, Error::Value { argument: "threshold", .. }), "{error}");
+        }
+        assert!(prune_ranks(&Ranks::new(), &params).unwrap_err().to_string().contains("`q.sora_A`"));
+        let mut builder = ParamSetBuilder::new();
+        for (name, len) in [("q.sora_A", 6), ("q.sora_B", 6), ("q.sora_gate", 2)] {
+            builder.add(name, &[len], Init::Ones).unwrap();
+        }
+        let flat = builder.build(&Device::cpu(), DType::F32, 0).unwrap();
+        assert!(prune_ranks(&Ranks::new(), &flat).unwrap_err().to_string().contains("a matrix `q.sora_A`"));
     }
 
     #[test]

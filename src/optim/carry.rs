@@ -57,6 +57,7 @@ impl Carry {
 
     /// `flat`, laid out as `old` is, as `new` lays it out; zero where it comes from nowhere.
     fn flat(&self, old: &ParamSet, new: &ParamSet, flat: &Tensor) -> Result<Tensor> {
+        flat.require_dims(OP, "moments", old.master().dims())?;
         let from = flat.to_f32_vec()?;
         let mut to = vec![0.0; new.flat_len()];
         for param in new.params() {

@@ -263,6 +263,7 @@ impl ParamSet {
 
     /// The part of `flat` (this set's layout) that belongs to a parameter.
     pub fn view(&self, flat: &Tensor, id: ParamId) -> Result<Tensor> {
+        flat.require_dims("params", "flat", self.master().dims())?;
         let param = self.get(id)?;
         let layout = Layout { offset: param.offset, ..Layout::contiguous(&param.dims) };
         Tensor::view_of(flat.buffer(), flat.dtype(), layout)
