@@ -69,7 +69,8 @@ pub(crate) fn pattern_from(
     let shape = load(0)?.to_vec::<i64>().map_err(|e| wrong(e.to_string()))?;
     let sizes: Option<Vec<usize>> = shape.iter().map(|&v| usize::try_from(v).ok()).collect();
     let Some([n, k, block]) = sizes.and_then(|s| <[usize; 3]>::try_from(s).ok()) else {
-        return Err(wrong(format!("`shape` is {shape:?}, expected n, k and b")));
+        let first = &shape[..shape.len().min(3)];
+        return Err(wrong(format!("`shape` holds {} numbers, {first:?} first, expected n, k and b", shape.len())));
     };
     if let Some(expected) = expected.filter(|&e| e != [n, k]) {
         return Err(wrong(format!("is a pattern of [{n}, {k}], expected {expected:?}")));
@@ -83,11 +84,33 @@ pub(crate) fn pattern_from(
     BlockPattern::from_offsets(device, [n, k], block, row_offsets, columns).map_err(|e| wrong(e.to_string()))
 }
 
-/// The matrix `name` of a file, likewise.
+/// The matrix `name` of a file, likewise. What its blocks hold beyond the matrix's edge must be zero.
 pub fn read(file: &SafeTensors, name: &str, expected: Option<[usize; 2]>, device: &Device) -> Result<BlockSparse> {
     let pattern = read_pattern(file, name, expected, device)?;
-    let values = file.tensor(&format!("{name}.values"), device)?;
-    BlockSparse::new(pattern, values).map_err(|e| Error::file(file.path(), format!("`{name}`: {e}")))
+    let values = file.tensor(&format!("{name}.values"), &Device::cpu())?;
+    require_inside(file.path(), name, &pattern, &values)?;
+    let wrong = |e| Error::file(file.path(), format!("`{name}`: {e}"));
+    BlockSparse::new(pattern, values.to_device(device)?).map_err(wrong)
+}
+
+/// Refuses `values` of another shape than the pattern's blocks have, and any that are not zero beyond the matrix's edge: products would not see
+/// them, norms of whole blocks would.
+pub(crate) fn require_inside(path: &Path, name: &str, pattern: &BlockPattern, values: &Tensor) -> Result<()> {
+    let wrong = |reason: String| Error::file(path, format!("`{name}`: {reason}"));
+    values.require_dims("block_sparse", "values", &pattern.value_dims()).map_err(|e| wrong(e.to_string()))?;
+    let [n, k] = pattern.shape();
+    if n.is_multiple_of(pattern.block()) && k.is_multiple_of(pattern.block()) {
+        return Ok(());
+    }
+    let mut beyond = values.to_f64_vec().map_err(|e| wrong(e.to_string()))?;
+    pattern.topology().for_row_pieces(|at, _, len| beyond[at..at + len].fill(0.0));
+    match beyond.iter().position(|&v| v != 0.0) {
+        None => Ok(()),
+        Some(at) => {
+            let block = at / (pattern.block() * pattern.block());
+            Err(wrong(format!("block {block} of `values` is not zero beyond the edge of [{n}, {k}]")))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -146,5 +169,13 @@ mod tests {
         assert!(with("shape", shape(&[-1, 70, 16])).contains("expected n, k and b"));
         assert!(with("shape", ints(&[40, 70, 16])).contains("i64"));
         assert!(with("values", Tensor::zeros(&Device::cpu(), &[1, 16, 16], DType::F32).unwrap()).contains("values"));
+        let [blocks, b, _] = matrix.pattern().value_dims();
+        let ones =
+            |dtype| Tensor::from_f32(&Device::cpu(), &[blocks, b, b], &vec![1.0; blocks * b * b], dtype).unwrap();
+        assert!(with("values", ones(DType::BF16)).contains("is not zero beyond the edge of [40, 70]"));
+        let whole = Tensor::zeros(&Device::cpu(), &[blocks, b, b], DType::I32).unwrap();
+        assert!(with("values", whole).contains("i32"));
+        let long = with("shape", shape(&[1; 100_000]));
+        assert!(long.contains("100000 numbers") && long.len() < 400);
     }
 }
