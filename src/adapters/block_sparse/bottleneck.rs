@@ -10,7 +10,7 @@
 
 use super::blocks::{Blocks, Probe, VALUES};
 use super::choose::{of, require_telling};
-use super::{Allocation, Family, Patterns, Scores, Site, require_block};
+use super::{Allocation, Family, Patterns, Scores, Site, require_block, require_fit};
 use crate::adapters::attach::{Attached, path_matches};
 use crate::adapters::{AttachReport, Insert, InsertPoint, Sites, Trunk};
 use crate::autograd::{Tape, Var};
@@ -161,8 +161,14 @@ impl Family for SparseAdapterConfig {
         require_block(self.block)?;
         require_telling(scores)?;
         let mut out = Patterns::new();
-        for pair in sites.chunks_exact(2) {
-            let [down, up] = pair else { continue };
+        for pair in sites.chunks(2) {
+            let [down, up] = pair else {
+                return Err(Error::value(OP, "sites", "a down- and an up-projection at each place", sites.len()));
+            };
+            let [r, d] = down.shape();
+            if up.shape() != [d, r] {
+                return Err(Error::shape(OP, "sites", format!("[{d}, {r}] for `{}`", up.name), &up.shape()));
+            }
             let grid = down.shape().map(|extent| extent.div_ceil(self.block));
             let count = blocks_of(density, grid[0] * grid[1])?;
             let up_scores = of(scores, &(up.name.clone(), up.shape()), self.block)?;
@@ -200,11 +206,7 @@ impl Family for SparseAdapterConfig {
             let [down, up] = sites_of(point, self.width);
             for (name, shape) in [&down, &up] {
                 match patterns.get(name) {
-                    Some(pattern) if pattern.shape() != *shape => {
-                        let expected = format!("{shape:?} for `{name}`");
-                        return Err(Error::shape(OP, "pattern", expected, &pattern.shape()));
-                    }
-                    Some(pattern) if pattern.nnz() > 0 => {}
+                    Some(pattern) if pattern.nnz() > 0 => require_fit(OP, name, pattern, *shape, self.block)?,
                     _ => return Err(Error::value(OP, "patterns", format!("a block of `{name}` or more"), "none")),
                 }
             }

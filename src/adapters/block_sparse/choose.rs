@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Patterns, require_block};
+use super::{Patterns, require_block, require_fit};
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::tensor::block_sparse::grid;
 use crate::tensor::{BlockPattern, blocks_of};
 
 const OP: &str = "choose_blocks";
@@ -49,27 +50,33 @@ fn sort(candidates: &mut [Candidate]) {
 }
 
 /// Blocks of a site's grid.
-fn grid((_, [n, k]): &Shape, block: usize) -> usize {
-    n.div_ceil(block) * k.div_ceil(block)
+fn blocks((_, shape): &Shape, block: usize) -> Result<usize> {
+    Ok(grid(*shape, block)?.iter().product())
 }
 
 /// The scores of `site`, one for each block.
 pub(super) fn of<'a>(scores: &'a Scores, site: &Shape, block: usize) -> Result<&'a [f64]> {
     let own = scores.get(&site.0).map_or(&[][..], Vec::as_slice);
-    if own.len() != grid(site, block) {
-        let expected = format!("{} scores for `{}` in blocks of {block}", grid(site, block), site.0);
+    let blocks = blocks(site, block)?;
+    if own.len() != blocks {
+        let expected = format!("{blocks} scores for `{}` in blocks of {block}", site.0);
         return Err(Error::shape(OP, "scores", expected, &[own.len()]));
     }
     Ok(own)
 }
 
+/// Refuses numbers by which nothing can be ranked.
+fn require_numbers(argument: &'static str, scores: &Scores) -> Result<()> {
+    match scores.iter().find(|(_, own)| own.iter().any(|s| s.is_nan())) {
+        Some((site, _)) => Err(Error::value(OP, argument, "numbers", format!("NaN for `{site}`"))),
+        None => Ok(()),
+    }
+}
+
 /// Refuses scores that tell nothing.
 pub(super) fn require_telling(scores: &Scores) -> Result<()> {
-    let mut all = scores.values().flatten();
-    if all.clone().any(|s| s.is_nan()) {
-        return Err(Error::value(OP, "scores", "numbers", "NaN"));
-    }
-    if all.all(|&s| s == 0.0) {
+    require_numbers("scores", scores)?;
+    if scores.values().flatten().all(|&s| s == 0.0) {
         let expected = "a block with a score above zero (with an up-projection of zeros every SNIP score is zero: \
                         start it at small values, or score by random, magnitude or gradient)";
         return Err(Error::value(OP, "scores", expected, "zero for every block"));
@@ -90,8 +97,11 @@ pub fn choose(
     allocation: Allocation,
 ) -> Result<Patterns> {
     require_block(block)?;
+    for site in sites {
+        of(scores, site, block)?;
+    }
     require_telling(scores)?;
-    let mut masks = empty_masks(sites, block);
+    let mut masks = empty_masks(sites, block)?;
     for group in groups(sites.len(), allocation) {
         let mut candidates = Vec::new();
         for &site in &group {
@@ -119,6 +129,10 @@ pub struct Move {
 
 /// The next pattern: of the blocks in `now`, those with the largest `norms` stay (never one that is zero), and blocks that were not there take the
 /// free places by their `scores`. A group keeps its best block, whatever its norm.
+///
+/// # Errors
+/// [`Error::Value`] for a density outside (0, 1], a share outside [0, 1), norms or scores that are NaN; [`Error::Shape`] for scores of another grid,
+/// patterns of another matrix or block, and norms that are not one for each block.
 pub fn move_blocks(
     device: &Device,
     block: usize,
@@ -129,25 +143,23 @@ pub fn move_blocks(
     how: Move,
 ) -> Result<Patterns> {
     require_block(block)?;
-    let mut masks = empty_masks(sites, block);
+    require_numbers("norms", norms)?;
+    require_numbers("scores", scores)?;
+    if !(0.0..1.0).contains(&how.regrow) {
+        return Err(Error::value(OP, "regrow", "a share in [0, 1)", how.regrow));
+    }
+    let mut masks = empty_masks(sites, block)?;
     for group in groups(sites.len(), how.allocation) {
-        let (mut old, mut others) = (Vec::new(), Vec::new());
+        let (mut old, mut others, mut total) = (Vec::new(), Vec::new(), 0);
         for &site in &group {
-            let existing = now.get(&sites[site].0).map(|p| p.topology().mask());
-            let mut norms = norms.get(&sites[site].0).map_or(&[][..], Vec::as_slice).iter();
-            for index in 0..grid(&sites[site], block) {
-                if existing.as_ref().is_some_and(|mask| mask[index]) {
-                    let score = *norms.next().ok_or_else(|| {
-                        Error::shape(OP, "norms", format!("a norm for each block of `{}`", sites[site].0), &[index])
-                    })?;
-                    old.push(Candidate { site, index, score });
-                } else if how.fill {
-                    let score = of(scores, &sites[site], block)?[index];
-                    others.push(Candidate { site, index, score });
-                }
-            }
+            let existing = existing(now, norms, &sites[site], block)?;
+            let own = if how.fill { of(scores, &sites[site], block)? } else { &[] };
+            let blocks = blocks(&sites[site], block)?;
+            total += blocks;
+            old.extend(existing.iter().map(|(&index, &score)| Candidate { site, index, score }));
+            let absent = (0..blocks).zip(own).filter(|(index, _)| !existing.contains_key(index));
+            others.extend(absent.map(|(index, &score)| Candidate { site, index, score }));
         }
-        let total: usize = group.iter().map(|&site| grid(&sites[site], block)).sum();
         let count = blocks_of(how.density, total)?;
         let leaving = if how.fill { (how.regrow * count as f64).round() as usize } else { 0 };
         sort(&mut old);
@@ -164,8 +176,23 @@ pub fn move_blocks(
     patterns(device, block, sites, &masks)
 }
 
-fn empty_masks(sites: &[Shape], block: usize) -> Vec<Vec<bool>> {
-    sites.iter().map(|site| vec![false; grid(site, block)]).collect()
+/// The norm of each block of `site` that exists, by its place in the grid.
+fn existing(now: &Patterns, norms: &Scores, site: &Shape, block: usize) -> Result<BTreeMap<usize, f64>> {
+    let (name, shape) = site;
+    let Some(pattern) = now.get(name) else { return Ok(BTreeMap::new()) };
+    require_fit(OP, name, pattern, *shape, block)?;
+    let own = norms.get(name).map_or(&[][..], Vec::as_slice);
+    if own.len() != pattern.nnz() {
+        let expected = format!("{} norms for the blocks of `{name}`", pattern.nnz());
+        return Err(Error::shape(OP, "norms", expected, &[own.len()]));
+    }
+    let columns = pattern.topology().grid()[1];
+    let places = pattern.topology().blocks().map(|(row, column)| row as usize * columns + column as usize);
+    Ok(places.zip(own.iter().copied()).collect())
+}
+
+fn empty_masks(sites: &[Shape], block: usize) -> Result<Vec<Vec<bool>>> {
+    sites.iter().map(|site| Ok(vec![false; blocks(site, block)?])).collect()
 }
 
 fn mark(masks: &mut [Vec<bool>], taken: &[Candidate]) {

@@ -12,8 +12,10 @@
 //! Source: Yang et al., "S²FT: Efficient, Scalable and Generalizable LLM Fine-tuning by Structured Sparsity", 2024, whose slices are made
 //! contiguous by a permutation of the trunk.
 
+use std::collections::BTreeMap;
+
 use super::blocks::Probe;
-use super::{Allocation, BlockSparseConfig, Family, Patterns, Scores, Site, choose, require_block};
+use super::{Allocation, BlockSparseConfig, Family, Move, Patterns, Scores, Site, choose, require_block};
 use crate::adapters::attach::path_matches;
 use crate::adapters::{AttachReport, Trunk};
 use crate::device::Device;
@@ -42,9 +44,9 @@ pub struct CoupledConfig {
 
 const OP: &str = "coupled_slices";
 
-/// The sites that share channels.
+/// The sites that share channels: a reader, and its makers where those learn too.
 struct Group<'a> {
-    first: Option<&'a Site>,
+    firsts: Vec<&'a Site>,
     second: &'a Site,
 }
 
@@ -69,12 +71,26 @@ impl Group<'_> {
             Ok(())
         };
         add(self.second, &|i| i % slices)?;
-        if let Some(first) = self.first {
+        for first in &self.firsts {
             let columns = first.shape()[1].div_ceil(block);
             add(first, &|i| i / columns)?;
         }
         Ok(sums.into_iter().map(|sum| sum / blocks.max(1) as f64).collect())
     }
+}
+
+/// What makes the channels that `second`, the site of `module`, reads.
+fn maker<'a>(sites: &'a [Site], second: &Site, module: &str, pair: &Coupled) -> Result<&'a Site> {
+    let name = format!("{}{}", module.strip_suffix(&pair.second).unwrap_or_default(), pair.first);
+    let first = sites.iter().find(|site| site.name.strip_suffix(".block_sparse") == Some(&name));
+    let Some(first) = first else {
+        return Err(Error::value(OP, "pairs", format!("a linear `{name}` before `{module}`"), "none"));
+    };
+    if first.shape()[0] != second.shape()[1] {
+        let expected = format!("{} rows, as `{module}` reads", second.shape()[1]);
+        return Err(Error::shape(OP, "first", expected, &first.shape()));
+    }
+    Ok(first)
 }
 
 impl CoupledConfig {
@@ -89,19 +105,14 @@ impl CoupledConfig {
         let mut groups = Vec::new();
         for second in sites {
             let module = second.name.trim_end_matches(".block_sparse");
-            let Some((pair, path)) = self.pairs.iter().find_map(|p| Some((p, module.strip_suffix(&p.second)?))) else {
-                continue;
-            };
-            let first = sites.iter().find(|s| s.name == format!("{path}{}.block_sparse", pair.first));
-            if let Some(first) = first.filter(|first| first.shape()[0] != second.shape()[1]) {
-                let expected = format!("{} rows, as `{}` reads", second.shape()[1], second.name);
-                return Err(Error::shape(OP, "first", expected, &first.shape()));
+            let read = |pair: &Coupled| path_matches(module, &pair.second);
+            let mut firsts = Vec::new();
+            for pair in self.pairs.iter().filter(|pair| self.both && read(pair)) {
+                firsts.push(maker(sites, second, module, pair)?);
             }
-            if self.both && first.is_none() {
-                let expected = format!("a linear `{path}{}` before `{module}`", pair.first);
-                return Err(Error::value(OP, "pairs", expected, "none"));
+            if self.pairs.iter().any(read) {
+                groups.push(Group { firsts, second });
             }
-            groups.push(Group { first, second });
         }
         Ok(groups)
     }
@@ -141,21 +152,28 @@ impl Family for CoupledConfig {
             slice_scores.insert(group.second.name.clone(), group.scores(scores, self.block)?);
         }
         let taken = choose(device, self.block, &rows, &slice_scores, density, self.allocation)?;
-        let mut out = Patterns::new();
+        // What makes for two readers, or reads and makes, has the slices of both.
+        let mut masks: BTreeMap<String, ([usize; 2], Vec<bool>)> = BTreeMap::new();
         for group in &groups {
             let Some(slices) = taken.get(&group.second.name).map(|p| p.topology().mask()) else { continue };
             let mut put = |site: &Site, chosen: &dyn Fn(usize, usize) -> bool| {
                 let [rows, columns] = site.shape().map(|extent| extent.div_ceil(self.block));
-                let mask: Vec<bool> = (0..rows * columns).map(|i| chosen(i / columns, i % columns)).collect();
-                out.insert(site.name.clone(), BlockPattern::from_mask(device, site.shape(), self.block, &mask)?);
-                Ok::<(), Error>(())
+                let (_, mask) =
+                    masks.entry(site.name.clone()).or_insert_with(|| (site.shape(), vec![false; rows * columns]));
+                mask.iter_mut().enumerate().for_each(|(i, there)| *there |= chosen(i / columns, i % columns));
             };
-            put(group.second, &|_, column| slices[column])?;
-            if let Some(first) = group.first {
-                put(first, &|row, _| slices[row])?;
-            }
+            put(group.second, &|_, column| slices[column]);
+            group.firsts.iter().for_each(|first| put(first, &|row, _| slices[row]));
         }
-        Ok(out)
+        let pattern = |(name, (shape, mask)): (String, ([usize; 2], Vec<bool>))| {
+            Ok((name, BlockPattern::from_mask(device, shape, self.block, &mask)?))
+        };
+        masks.into_iter().map(pattern).collect()
+    }
+
+    fn advance(&self, _: &Device, _: &[Site], _: &Patterns, _: &Scores, _: &Scores, _: Move) -> Result<Patterns> {
+        let (what, hint) = ("slices do not move".to_string(), "choose them once, by Sparsity::fixed".to_string());
+        Err(Error::Unsupported { op: OP, what, hint })
     }
 
     fn attach(

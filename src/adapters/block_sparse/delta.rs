@@ -9,7 +9,7 @@
 //! sum of a low-rank and a sparse update.
 
 use super::blocks::{Blocks, Probe};
-use super::{Allocation, Family, Patterns, Site, require_block};
+use super::{Allocation, Family, Patterns, Site, require_block, require_fit};
 use crate::adapters::attach::{Attached, for_targets};
 use crate::adapters::lora::{Lora, declare, validate};
 use crate::adapters::merge::{add_blocks, add_low_rank};
@@ -157,8 +157,8 @@ impl Family for BlockSparseConfig {
         self.for_each(trunk, |linear, matcher| {
             let (module, shape) = (linear.name().to_string(), [linear.weight().n(), linear.weight().k()]);
             let name = site(&module);
-            if let Some(pattern) = patterns.get(&name).filter(|p| p.shape() != shape) {
-                return Err(Error::shape(OP, "pattern", format!("{shape:?} for {module}"), &pattern.shape()));
+            if let Some(pattern) = patterns.get(&name) {
+                require_fit(OP, &name, pattern, shape, self.block)?;
             }
             let low_rank = match &self.low_rank {
                 Some(_) => Some(declare(linear, matcher, params)?),

@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use super::Patterns;
+use super::blocks::VALUES;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::format::adapter::NativeAdapter;
-use crate::format::block_sparse::{PARTS, pattern_from, pattern_tensors as parts_of};
+use crate::format::block_sparse::{PARTS, pattern_from, pattern_tensors as parts_of, require_inside};
 use crate::tensor::Tensor;
 
 /// The tensors that say which blocks exist; the values are parameters and are stored as such.
@@ -21,7 +22,7 @@ pub fn pattern_tensors(patterns: &Patterns) -> Result<Vec<(String, Tensor)>> {
 /// Takes the patterns of the sites in `shapes` out of a file's tensors: what is left are parameters.
 ///
 /// # Errors
-/// [`Error::File`] for indices that make no pattern, or one for a matrix of another shape or block.
+/// [`Error::File`] for indices that make no pattern, or one for a matrix of another shape or block, and for values that are not its blocks'.
 pub fn take_patterns(
     dir: &Path,
     file: &mut NativeAdapter,
@@ -44,6 +45,9 @@ pub fn take_patterns(
         if pattern.block() != block {
             let reason = format!("`{}`: has blocks of {}, expected {block}", name, pattern.block());
             return Err(Error::file(&path, reason));
+        }
+        if let Some(values) = file.tensors.get(&format!("{name}{VALUES}")) {
+            require_inside(&path, name, &pattern, values)?;
         }
         out.insert(name.clone(), pattern);
     }

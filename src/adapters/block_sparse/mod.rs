@@ -15,6 +15,8 @@ mod choose;
 mod coupled;
 mod delta;
 mod files;
+#[cfg(test)]
+mod refusals;
 mod sparsity;
 #[cfg(test)]
 mod tests;
@@ -44,6 +46,15 @@ fn require_block(block: usize) -> Result<()> {
         return Ok(());
     }
     Err(Error::value("block_sparse", "block", "16, 32, 64 or 128", block))
+}
+
+/// Refuses a pattern for another matrix than site `name`'s, or in other blocks.
+fn require_fit(op: &'static str, name: &str, pattern: &BlockPattern, shape: [usize; 2], block: usize) -> Result<()> {
+    let ([n, k], b) = (pattern.shape(), pattern.block());
+    if ([n, k], b) == (shape, block) {
+        return Ok(());
+    }
+    Err(Error::shape(op, "pattern", format!("{shape:?} in blocks of {block} for `{name}`"), &[n, k, b]))
 }
 
 /// A matrix `[n, k]` whose blocks may learn. The values of those that do are the parameter `<name>.values`.
@@ -82,6 +93,20 @@ pub trait Family {
     fn choose(&self, device: &Device, sites: &[Site], scores: &Scores, density: f64) -> Result<Patterns> {
         let shapes: Vec<_> = sites.iter().map(|site| (site.name.clone(), site.shape())).collect();
         choose(device, self.block(), &shapes, scores, density, self.allocation())
+    }
+
+    /// The patterns after `now`: see [`move_blocks`].
+    fn advance(
+        &self,
+        device: &Device,
+        sites: &[Site],
+        now: &Patterns,
+        norms: &Scores,
+        scores: &Scores,
+        how: Move,
+    ) -> Result<Patterns> {
+        let shapes: Vec<_> = sites.iter().map(|site| (site.name.clone(), site.shape())).collect();
+        move_blocks(device, self.block(), &shapes, now, norms, scores, how)
     }
 
     /// Attaches adapters with these patterns in place of earlier ones, and declares their parameters. With a probe, sites also score their

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::blocks::VALUES;
 use super::choose::Move;
-use super::{Family, Patterns, Probe, Scores, Site, move_blocks, require_block};
+use super::{Family, Patterns, Probe, Scores, Site, require_block};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::ops::{BlockNorm, Threshold, block_norms, shrink_blocks};
@@ -111,8 +111,7 @@ impl Sparsity {
         }
         let fill = self.fills(step);
         let how = Move { density, allocation: family.allocation(), regrow: self.regrow, fill };
-        let sites: Vec<_> = sites.iter().map(|site| (site.name.clone(), site.shape())).collect();
-        move_blocks(device, block, &sites, now, &norms(now, params)?, &scores, how)
+        family.advance(device, sites, now, &norms(now, params)?, &scores, how)
     }
 
     /// With a lasso the last move only takes away: nothing new is begun that the penalty did not ask for.
@@ -121,14 +120,24 @@ impl Sparsity {
     }
 
     /// `W_b ← max(0, 1 − t_b / ‖W_b‖_F) · W_b` with `t_b = η λ b`, divided by `√v̂_b + ε` when preconditioned (v̂_b: mean of the block's
-    /// bias-corrected second moments). `lr` is the η of the optimizer's step that was just taken.
+    /// bias-corrected second moments). `lr` is the η of the optimizer's step that was just taken. A block that no gradient has reached is left as it
+    /// is when preconditioned: a down-projection would otherwise be gone before its up-projection has begun to learn.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for settings that [`Sparsity::check`] refuses, a rate that is negative or not finite, and, when preconditioned, an optimizer
+    /// that has taken no step; [`Error::Shape`] for values or moments that are not those of `patterns`.
     pub fn proximal_step(&self, patterns: &Patterns, params: &ParamSet, optimizer: &AdamW, lr: f64) -> Result<()> {
+        self.check()?;
+        if !(lr.is_finite() && lr >= 0.0) {
+            return Err(Error::value(OP, "lr", "a finite number, 0 or more", lr));
+        }
         if self.lasso == 0.0 || lr == 0.0 {
             return Ok(());
         }
         for (name, pattern) in patterns {
             let Some(id) = params.find(&format!("{name}{VALUES}")) else { continue };
             let master = params.view(params.master(), id)?;
+            master.require_dims(OP, "values", &pattern.value_dims())?;
             let working = params.view(params.working(), id)?;
             let working = (working.dtype() != master.dtype()).then_some(&working);
             let plain = lr * self.lasso * pattern.block() as f64;
@@ -144,12 +153,19 @@ impl Sparsity {
     }
 }
 
-/// `plain / (√v̂_b + ε)` of every block.
+/// `plain / (√v̂_b + ε)` of every block, 0 where v̂_b is.
 fn preconditioned(pattern: &BlockPattern, second: &Tensor, optimizer: &AdamW, plain: f64) -> Result<Tensor> {
     let config = optimizer.config();
+    if optimizer.steps() == 0 {
+        return Err(Error::value(OP, "optimizer", "one that has taken a step", "before its first"));
+    }
     let correction = 1.0 - config.beta2.powf(optimizer.steps() as f64);
     let means = block_norms(pattern, second, BlockNorm::MeanAbsolute)?.to_f64_vec()?;
-    let of = |mean: f64| (plain / ((mean / correction).sqrt() + config.eps)).min(f64::from(f32::MAX)) as f32;
+    let of = |mean: f64| match plain / ((mean / correction).sqrt() + config.eps) {
+        _ if mean == 0.0 => 0.0,
+        // NaN stays NaN.
+        threshold => threshold.clamp(0.0, f64::from(f32::MAX)) as f32,
+    };
     let thresholds: Vec<f32> = means.into_iter().map(of).collect();
     Tensor::from_slice(pattern.device(), &[thresholds.len()], &thresholds)
 }

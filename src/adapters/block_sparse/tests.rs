@@ -475,19 +475,20 @@ fn the_proximal_step_has_its_golden_values() {
     let patterns: Patterns = [("s".to_string(), pattern)].into();
     let mut start = vec![0.0f32; 256];
     (start[0], start[17]) = (3.0, 4.0);
-    let step = |lasso: f64, preconditioned: bool| {
+    let step_of = |v: f32, lasso: f64, preconditioned: bool| {
         let mut builder = ParamSetBuilder::new();
         let id = builder.add("s.values", &[1, 16, 16], Init::Values(start.clone())).unwrap();
         let params = builder.build(&device, DType::F32, 0).unwrap();
         let mut optimizer = AdamW::new(AdamWConfig { eps: 0.0, ..AdamWConfig::default() }, &params).unwrap();
-        // v̂ = 4 everywhere after one step: v = (1 − β₂)·4.
-        let v = Tensor::from_slice(&device, &[256], &[0.004f32; 256]).unwrap();
+        let v = Tensor::from_slice(&device, &[256], &[v; 256]).unwrap();
         optimizer.restore(&Tensor::zeros(&device, &[256], DType::F32).unwrap(), &v, 1).unwrap();
         let sparsity = Sparsity { lasso, preconditioned, ..Sparsity::fixed(Score::Random, 1.0).unwrap() };
         sparsity.proximal_step(&patterns, &params, &optimizer, 0.5).unwrap();
         let values = params.tensor(id).unwrap().to_f64_vec().unwrap();
         (values[0], values[17])
     };
+    // v̂ = 4 everywhere after one step: v = (1 − β₂)·4.
+    let step = |lasso, preconditioned| step_of(0.004, lasso, preconditioned);
     let near = |(a, b): (f64, f64), (x, y): (f64, f64)| (a - x).abs() < 1e-5 && (b - y).abs() < 1e-5;
     // η λ b = 0.5 · 0.25 · 16 = 2.
     assert!(near(step(0.25, false), (1.8, 2.4)));
@@ -495,6 +496,8 @@ fn the_proximal_step_has_its_golden_values() {
     assert!(near(step(0.5, true), (1.8, 2.4)));
     assert_eq!(step(0.625, false), (0.0, 0.0));
     assert_eq!(step(0.0, false), (3.0, 4.0));
+    // No gradient has come here yet, and Adam takes no step.
+    assert_eq!(step_of(0.0, 0.5, true), (3.0, 4.0));
 }
 
 #[test]
@@ -546,7 +549,7 @@ fn patterns_of_another_shape_and_places_that_are_not_there_are_refused() {
     let wrong = BlockPattern::full(&Device::cpu(), [16, 16], 16).unwrap();
     let patterns: Patterns = [("mlp.fc1.block_sparse".to_string(), wrong.clone())].into();
     let error = delta(false).attach(&mut toy, &patterns, None, &mut builder).unwrap_err().to_string();
-    assert!(error.contains("[48, 40] for mlp.fc1"), "{error}");
+    assert!(error.contains("[48, 40] in blocks of 16 for `mlp.fc1"), "{error}");
     let patterns: Patterns = [("mlp.sparse_down".to_string(), wrong)].into();
     let error = bottleneck(0.0).attach(&mut toy, &patterns, None, &mut builder).unwrap_err().to_string();
     assert!(error.contains("mlp.sparse_down"), "{error}");
