@@ -54,6 +54,9 @@ pub fn block_norms(pattern: &BlockPattern, matrix: &Tensor, norm: BlockNorm) -> 
         let expected = format!("{:?} or {:?}", pattern.shape(), pattern.value_dims());
         return Err(Error::shape(OP, "matrix", expected, matrix.dims()));
     }
+    if !matrix.dtype().is_float() {
+        return Err(Error::DType { op: OP, argument: "matrix", expected: "a float type".into(), got: matrix.dtype() });
+    }
     let out = Tensor::empty(matrix.device(), &[pattern.nnz()], matrix.dtype().accumulator())?;
     if pattern.nnz() == 0 {
         return Ok(out);
@@ -100,6 +103,7 @@ pub fn gradient_scores(
     like.require_device(OP, "x", pattern.device())?;
     like.require_contiguous(OP, "x")?;
     y.tensor().require_dtype(OP, "y", like.dtype())?;
+    y.tensor().require_device(OP, "y", like.device())?;
     scores.tensor().require_dims(OP, "scores", &[pattern.nnz()])?;
     scores.tensor().require_device(OP, "scores", like.device())?;
     let weight = match score {

@@ -1,5 +1,6 @@
 use super::*;
 use crate::autograd::Grads;
+use crate::device::Device;
 use crate::dtype::DType;
 use crate::ops::check::{device, draw, draw_integers, on_each_device};
 use crate::rng::Stream;
@@ -68,5 +69,36 @@ fn scores_are_those_of_the_dense_gradient() {
         let got = grads.view(id).unwrap().to_f64_vec().unwrap();
         let want = sums(&p, &dense, |i, g| 2.0 * if saliency { (g * wv[i]).abs() } else { g * g });
         assert_eq!(got, want.iter().map(|w| w.0).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn operands_that_do_not_fit_are_named() {
+    let (cpu, other) = (Device::cpu(), Device::trace(80));
+    let p = BlockPattern::full(&cpu, [40, 50], 16).unwrap();
+    let zeros = |device: &Device, dims: &[usize], dtype| Var::constant(Tensor::zeros(device, dims, dtype).unwrap());
+    let params = crate::ops::check::params(DType::F32);
+    let refused = |y: &Var, x: &Var, scores: &Var| {
+        let mut tape = Tape::inference(&params);
+        match gradient_scores(&mut tape, y, x, &p, GradientScore::Squares, scores).unwrap_err() {
+            Error::Shape { argument, .. } | Error::DType { argument, .. } | Error::DeviceMismatch { argument, .. } => {
+                argument
+            }
+            error => panic!("{error}"),
+        }
+    };
+    let f32s = |dims: &[usize]| zeros(&cpu, dims, DType::F32);
+    let (y, x, scores) = (f32s(&[3, 40]), f32s(&[3, 50]), f32s(&[12]));
+    assert_eq!(refused(&f32s(&[4, 40]), &x, &scores), "y");
+    assert_eq!(refused(&zeros(&cpu, &[3, 40], DType::BF16), &x, &scores), "y");
+    assert_eq!(refused(&zeros(&other, &[3, 40], DType::F32), &x, &scores), "y");
+    assert_eq!(refused(&y, &f32s(&[3, 40]), &scores), "x");
+    assert_eq!(refused(&y, &zeros(&other, &[3, 50], DType::F32), &scores), "x");
+    assert_eq!(refused(&y, &x, &f32s(&[11])), "scores");
+    assert_eq!(refused(&y, &x, &zeros(&other, &[12], DType::F32)), "scores");
+    for pattern in [p.clone(), BlockPattern::empty(&cpu, [40, 50], 16).unwrap()] {
+        let whole = Tensor::zeros(&cpu, &[40, 50], DType::I32).unwrap();
+        let norms = block_norms(&pattern, &whole, BlockNorm::Frobenius);
+        assert!(matches!(norms, Err(Error::DType { argument: "matrix", .. })), "{norms:?}");
     }
 }

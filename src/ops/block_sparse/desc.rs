@@ -49,8 +49,9 @@ pub(super) fn matches(op: &'static str, argument: &'static str, tensor: &Tensor,
     tensor.require_contiguous(op, argument)
 }
 
+/// Sums are scaled in f32: what is infinite there would make NaN of zeros.
 pub(super) fn finite(op: &'static str, scale: f64) -> Result<()> {
-    if scale.is_finite() {
+    if (scale as f32).is_finite() {
         return Ok(());
     }
     Err(Error::value(op, "scale", "a finite number", scale))

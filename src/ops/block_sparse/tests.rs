@@ -217,6 +217,48 @@ fn gradients_agree_with_central_differences() {
     gradient::check(&inputs, None, |tape, v| block_sparse_linear(tape, &v[0], &pattern, &v[1], 0.9)).unwrap();
 }
 
+/// More rows of blocks, and then more columns, than 16 bits count.
+#[test]
+fn indices_go_beyond_16_bits() {
+    let (long, short, m, b) = (16 * 70_000, 48, 2, 16);
+    let places = [(0, 0), (65_535, 1), (65_536, 2), (69_999, 0)];
+    let at = |tall: bool| -> Vec<(u32, u32)> {
+        let mut blocks: Vec<_> =
+            places.iter().map(|&(far, near)| if tall { (far, near) } else { (near, far) }).collect();
+        blocks.sort();
+        blocks
+    };
+    for tall in [true, false] {
+        let (n, k, blocks) = if tall { (long, short, at(true)) } else { (short, long, at(false)) };
+        let pattern = BlockPattern::from_blocks(&Device::cpu(), [n, k], b, &blocks).unwrap();
+        let (x, xv) = draw_integers("x", &[m, k], 2, DType::F32);
+        let (values, v) = draw_integers("values", &pattern.value_dims(), 2, DType::F32);
+        let (dy, g) = draw_integers("dy", &[m, n], 2, DType::F32);
+        let (mut y, mut dx, mut dv) = (vec![0.0; m * n], vec![0.0; m * k], vec![0.0; v.len()]);
+        for (e, &(row, column)) in blocks.iter().enumerate() {
+            for (t, i, j) in (0..m * b * b).map(|at| (at / (b * b), at / b % b, at % b)) {
+                let (value, out, into) =
+                    (e * b * b + i * b + j, t * n + row as usize * b + i, t * k + column as usize * b + j);
+                y[out] += xv[into] * v[value];
+                dx[into] += g[out] * v[value];
+                dv[value] += g[out] * xv[into];
+            }
+        }
+        let (got, gradients) =
+            run(&[&x, &values], &dy, |tape, v| block_sparse_linear(tape, &v[0], &pattern, &v[1], 1.0));
+        assert!(got == y && gradients[0] == dx && gradients[1] == dv, "tall: {tall}");
+
+        let gpu = Device::trace(80);
+        let zeros = |dims: &[usize]| Var::constant(Tensor::zeros(&gpu, dims, DType::F32).unwrap());
+        let (pattern, params) = (pattern.to_device(&gpu).unwrap(), crate::ops::check::params(DType::F32));
+        let mut tape = Tape::inference(&params);
+        block_sparse_linear(&mut tape, &zeros(&[m, k]), &pattern, &zeros(&pattern.value_dims()), 1.0).unwrap();
+        sdd(&mut tape, &zeros(&[m, n]), &zeros(&[m, k]), &pattern, [true, false], 1.0).unwrap();
+        let recorded = gpu.recorded();
+        assert!(recorded.len() >= 2 && recorded.iter().all(|l| l.grid[1] <= 65_535 && l.grid[2] <= 65_535));
+    }
+}
+
 #[test]
 fn operands_that_do_not_fit_are_named() {
     let params = crate::ops::check::params(DType::F32);
@@ -234,7 +276,9 @@ fn operands_that_do_not_fit_are_named() {
     assert_eq!(refused(dds(&mut tape, &zeros(&[3, 40], DType::F16), &pattern, &values, plain, 1.0)), "dense");
     assert_eq!(refused(dds(&mut tape, &zeros(&[3, 4, 10], DType::F32), &pattern, &values, plain, 1.0)), "dense");
     let good = zeros(&[3, 40], DType::F32);
-    assert_eq!(refused(dds(&mut tape, &good, &pattern, &values, plain, f64::NAN)), "scale");
+    for scale in [f64::NAN, f64::INFINITY, 1e300] {
+        assert_eq!(refused(dds(&mut tape, &good, &pattern, &values, plain, scale)), "scale");
+    }
     let few = zeros(&[1, 16, 16], DType::F32);
     assert_eq!(refused(dds(&mut tape, &good, &pattern, &few, plain, 1.0)), "values");
     let x = zeros(&[3, 50], DType::F32);

@@ -41,7 +41,9 @@ pub enum Threshold<'a> {
 pub fn shrink_blocks(master: &Tensor, working: Option<&Tensor>, threshold: Threshold) -> Result<()> {
     const OP: &str = "shrink_blocks";
     check(OP, master, working)?;
-    let blocks = master.dims().first().copied().unwrap_or(0);
+    let Some(&blocks) = master.dims().first() else {
+        return Err(Error::shape(OP, "master", "[nnz, ..]", master.dims()));
+    };
     match threshold {
         Threshold::Uniform(t) => check_threshold(OP, t)?,
         Threshold::PerBlock(t) => {

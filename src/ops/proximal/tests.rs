@@ -56,6 +56,8 @@ fn bad_thresholds_and_tensors_are_refused() {
     }
     let narrow = Tensor::zeros(&device(), &[1, 1, 2], DType::F16).unwrap();
     assert!(matches!(soft_threshold(&narrow, None, 1.0), Err(Error::DType { argument: "master", .. })));
+    let one = tensor(&[], &[1.0]);
+    assert!(matches!(shrink_blocks(&one, None, Threshold::Uniform(1.0)), Err(Error::Shape { argument: "master", .. })));
     let few = tensor(&[2], &[1.0, 1.0]);
     let refused = shrink_blocks(&w, None, Threshold::PerBlock(&few));
     assert!(matches!(refused, Err(Error::Shape { argument: "threshold", .. })));

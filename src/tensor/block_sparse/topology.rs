@@ -194,7 +194,7 @@ impl Topology {
         mask
     }
 
-    /// Elements of the matrix, edges left out, that the blocks cover: what a pattern's parameters count as.
+    /// Elements of the matrix that the blocks cover. A parameter of their values has more where a block reaches beyond the edge.
     pub fn covered(&self) -> usize {
         let [n, k] = self.shape;
         let edge = |i: u32, extent: usize| self.block.min(extent - i as usize * self.block);
