@@ -67,10 +67,17 @@ pub fn settle(recipe: Recipe, args: &Args, task: &dyn Task, device: &Device, int
 }
 
 /// `recipe` at the rank, from 2 to 256, at which it has the number of trainable numbers closest to `wanted`; alpha goes with the rank.
-/// A method without a rank stays as it is.
+/// A method without a rank stays as it is, and says so.
 pub fn equal(recipe: Recipe, wanted: Option<usize>, task: &dyn Task, device: &Device) -> Result<Recipe> {
     let rank = recipe.settings.get("rank").and_then(Value::as_u64);
-    let (Some(wanted), Some(rank)) = (wanted, rank) else { return Ok(recipe) };
+    let Some(wanted) = wanted else { return Ok(recipe) };
+    let Some(rank) = rank else {
+        say!(
+            "note: --equal-params leaves {} as it is, which has no --rank; named first, it gives the others its number",
+            recipe.method
+        );
+        return Ok(recipe);
+    };
     let at = |new: u64| {
         let mut settings = recipe.settings.clone();
         settings.insert("rank".into(), new.into());
