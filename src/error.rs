@@ -79,9 +79,17 @@ pub enum Error {
 
     #[error("autograd: {what}; {hint}")]
     Autograd { what: String, hint: String },
+
+    #[error("{place}: {source}")]
+    Within { place: String, source: Box<Error> },
 }
 
 impl Error {
+    /// The same error with what led to it before it: an option of a command, a file that named something.
+    pub fn within(self, place: impl Into<String>) -> Self {
+        Error::Within { place: place.into(), source: Box::new(self) }
+    }
+
     pub(crate) fn shape(
         op: &'static str,
         argument: &'static str,

@@ -193,7 +193,7 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Writes `run/step-NNNNNN`, replacing one of that name. On an error the earlier checkpoints are as they were.
     pub fn save(&self, run: impl AsRef<Path>) -> Result<PathBuf> {
-        let path = run.as_ref().join(format!("{NAME}{:06}", self.state.progress.step));
+        let path = run.as_ref().join(name_of(self.state.progress.step));
         self.save_by(&path, || Transaction::directory(&path))?;
         Ok(path)
     }
@@ -317,6 +317,11 @@ fn open(path: &Path) -> Result<(State, SafeTensors)> {
     if file.metadata().get("step").map(String::as_str) != Some(state.progress.step.to_string().as_str()) {
         return Err(Error::file(file.path(), format!("is not of step {}, as state.json says", state.progress.step)));
     }
+    // Elsewhere a copy may have any name; among the checkpoints of a run the name is what they are ordered by.
+    let named = path.file_name().and_then(|name| name.to_str()).and_then(|name| step_of(without_old(name)));
+    if named.is_some_and(|step| step != state.progress.step) {
+        return Err(Error::file(path, format!("holds step {}, and not what its name says", state.progress.step)));
+    }
     Ok((state, file))
 }
 
@@ -375,13 +380,23 @@ fn complete(path: &Path) -> Result<()> {
 /// The checkpoints of a run by step. One that a crash left as `step-N.old` counts as `step-N`.
 fn steps(run: &Path) -> Result<BTreeMap<u64, PathBuf>> {
     let names = entries(run)?;
-    let names = names.iter().map(|name| name.strip_suffix(".old").unwrap_or(name));
+    let names = names.iter().map(|name| without_old(name));
     Ok(names.filter_map(|name| Some((step_of(name)?, run.join(name)))).collect())
 }
 
+/// The name of a checkpoint as it is written, and as nothing else is: two names of one step would hide one another.
+fn name_of(step: u64) -> String {
+    format!("{NAME}{step:06}")
+}
+
 fn step_of(name: &str) -> Option<u64> {
-    let digits = name.strip_prefix(NAME).filter(|d| d.len() >= 6 && d.bytes().all(|b| b.is_ascii_digit()))?;
-    digits.parse().ok()
+    let step = name.strip_prefix(NAME)?.parse().ok()?;
+    (name_of(step) == name).then_some(step)
+}
+
+/// The name that a checkpoint has, or had until a replacement of it was cut off.
+fn without_old(name: &str) -> &str {
+    name.strip_suffix(".old").unwrap_or(name)
 }
 
 /// The names in a run's directory that are text; none where there is no directory.
