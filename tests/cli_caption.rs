@@ -88,9 +88,12 @@ fn auto_names_its_choice_within_the_budget() {
 #[test]
 fn bad_input_is_refused_with_what_would_do() {
     let message = refusal(finetune("--method vl-pet --variant auto --budget 0.1%"));
-    assert!(message.contains("`budget`") && message.contains("at least"), "{message}");
+    assert!(message.contains("`--budget`") && message.contains("at least"), "{message}");
     let message = refusal(finetune("--method vl-pet --variant huge"));
-    assert!(message.contains("large, middle-x, middle-y or small"), "{message}");
+    assert!(
+        message.contains("--variant") && message.contains("middle-y, small") && message.contains("auto"),
+        "{message}"
+    );
     let message = refusal(finetune("--method vl-pet --heads 3"));
     assert!(message.contains("heads"), "{message}");
 

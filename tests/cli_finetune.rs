@@ -99,7 +99,9 @@ fn a_resumed_run_equals_one_that_never_stopped() {
         assert_eq!(bits(&once), bits(&twice), "{name}");
         assert_eq!(losses(&once).len() as u64, once["steps"].as_u64().unwrap());
         assert!(adapter(&straight) == adapter(&split), "{name}: the adapters differ");
-        assert_eq!(once["accuracy_after"], twice["accuracy_after"]);
+        for score in ["accuracy_before", "accuracy_after"] {
+            assert_eq!(once[score], twice[score], "{name}");
+        }
         assert_eq!(once["recipe"], twice["recipe"]);
     }
 }
@@ -278,6 +280,7 @@ fn cuda_without_a_driver_is_an_error() {
     }
     refused("--device cuda --steps 1", &[], "cuda");
     refused("--device cuda:7 --steps 1", &[], "cuda");
+    refused("--device cuda:x --steps 1", &[], "`--device` is cuda:x");
 }
 
 #[test]
@@ -344,11 +347,20 @@ fn resuming_with_other_options_is_refused() {
         ("\"lr\": 0.005", "\"lr\": -0.005", "--lr"),
         ("\"save_every\": 2", "\"save_every\": 0", "--save-every"),
         ("\"index\": 128", "\"index\": 1000000000000", "does not stand where its settings are"),
+        ("\"clip\": 1.0", "\"clip\": 1.0, \"cilp\": 2.0", "unknown field `cilp`"),
+        ("\"save_every\": 2", "\"save_every\": 2, \"seva\": 2", "unknown field `seva`"),
     ] {
         assert!(text.contains(from), "{text}");
         std::fs::write(&state, text.replace(from, to)).unwrap();
         refused("--steps 6", &[("--resume", &out)], word);
     }
+
+    // What a checkpoint is called is what a run's checkpoints are ordered by.
+    std::fs::write(&state, &text).unwrap();
+    std::fs::rename(out.join("step-000004"), out.join("step-000009")).unwrap();
+    refused("--steps 12", &[("--resume", &out.join("step-000009"))], "holds step 4");
+    let output = finetune("--steps 3", &[("--resume", &out)]).output().unwrap();
+    assert!(output.status.success() && stderr(&output).contains("holds step 4"), "{}", stderr(&output));
 }
 
 /// Something stands where the next checkpoint is prepared: that save fails, and the last one is as good as before.

@@ -58,7 +58,7 @@ fn what_cannot_be_is_refused_by_name() {
         (&["--method", "linear-probe", "--fusion", "gate"], "--fusion has no meaning"),
         (&["--method", "ga-net", "--attention-heads", "0"], "attention-heads"),
         (&["--labels", "5,20,5"], "each number once"),
-        (&["--labels", "500"], "as there are"),
+        (&["--labels", "500"], "by the training images of the rarest class"),
         (&["--method", "ga-net,ga-net"], "each method once"),
     ] {
         let output = graftwork(args);

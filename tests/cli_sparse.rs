@@ -132,7 +132,7 @@ fn options_that_make_no_sense_are_refused() {
         ("--density 0", "--density"),
         ("--density-start nan", "--density-start"),
         ("--regrow 0.1 --moves-every 0", "every"),
-        ("--regrow 0.1 --moves-from 9 --moves-until 8", "last_step"),
+        ("--regrow 0.1 --moves-from 9 --moves-until 8", "--moves-until"),
         ("--low-rank 300", "rank"),
         ("--eval-every 0", "eval-every"),
     ] {

@@ -148,7 +148,9 @@ fn doctor_says_what_it_cannot_explain_and_what_is_absent() {
         (&["--explain", "frozen_linear", "8x8"], "MxNxK"),
         (&["--explain", "frozen_linear", "8x8x99999999999999999999"], "MxNxK"),
         (&["--explain", "softmax", "8x8x8"], "frozen_linear"),
-        (&["--device", "tpu"], "tpu"),
+        (&["--device", "tpu"], "`--device` is tpu"),
+        (&["--device", "cuda:x"], "`--device` is cuda:x"),
+        (&["--explain", "frozen_linear", "8x8x8", "--device", "cuda:x"], "`--device` is cuda:x"),
     ] {
         let output = graftwork(&[&["doctor"][..], args].concat());
         assert_eq!(output.status.code(), Some(2), "{args:?}");
@@ -156,8 +158,10 @@ fn doctor_says_what_it_cannot_explain_and_what_is_absent() {
     }
     if graftwork::Device::cuda(0).is_err() {
         let output = graftwork(&["doctor", "--device", "cuda"]);
-        assert_eq!(output.status.code(), Some(2));
+        assert_eq!(output.status.code(), Some(1));
         assert!(String::from_utf8_lossy(&output.stdout).contains("absent"));
+        let explained = graftwork(&["doctor", "--device", "cuda", "--explain", "frozen_linear", "8x8x8"]);
+        assert_eq!(explained.status.code(), Some(1));
     }
     assert!(graftwork(&["doctor"]).status.success());
 }

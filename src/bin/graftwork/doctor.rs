@@ -8,10 +8,11 @@ use graftwork::ops::frozen_linear::{self, Candidate, Gpu};
 use graftwork::{DType, Device, Error, Result};
 use serde::Serialize;
 
+use super::device;
 use super::output::{self, say};
 
 #[derive(clap::Args)]
-#[command(after_help = "Exit code: 2 if the device that --device names is not there.")]
+#[command(after_help = "Exit code: 1 if the device that --device names is not there, 2 if there is no such name.")]
 pub struct Args {
     /// Look at this device alone: cpu, cuda, cuda:N, emulated[:sm_80|:sm_90a] [default: the CPU and every GPU]
     #[arg(long)]
@@ -51,9 +52,7 @@ struct DeviceFindings {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    if let Some(path) = &args.json {
-        output::prepare(path)?;
-    }
+    output::prepare(&[("--json", args.json.as_deref())], ("", None))?;
     if let Some([op, shape]) = args.explain.as_deref() {
         return explain(args, op, shape);
     }
@@ -63,24 +62,27 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         vector_units: vector_units(),
         kernels: kernel_findings(),
         devices: match &args.device {
-            // No such name is the caller's mistake; no such device is a finding.
-            Some(name) => match Device::parse(name) {
-                Err(error @ Error::Value { .. }) => return Err(error),
-                found => vec![device_findings(name, found)],
-            },
+            Some(name) => vec![device_findings(name, found(name)?)],
             None => all_devices(),
         },
     };
     print(&findings);
-    if let Some(path) = &args.json {
-        output::write_json(path, &findings)?;
-    }
+    output::report(args.json.as_deref(), &findings)?;
     let asked_and_absent = args.device.is_some() && findings.devices.iter().any(|d| !d.usable);
-    Ok(if asked_and_absent { ExitCode::from(2) } else { ExitCode::SUCCESS })
+    Ok(if asked_and_absent { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn refused(argument: &'static str, expected: &str, got: &str) -> Error {
-    Error::Value { op: "doctor", argument, expected: expected.into(), got: got.into() }
+fn refused(expected: &str, got: &str) -> Error {
+    Error::Value { op: "doctor", argument: "--explain", expected: expected.into(), got: got.into() }
+}
+
+/// No such name is the caller's mistake; no such device is a finding.
+fn found(name: &str) -> Result<Result<Device>> {
+    match device::named(name) {
+        Err(error @ Error::Value { .. }) => Err(error),
+        Err(Error::Within { source, .. }) => Ok(Err(*source)),
+        found => Ok(found),
+    }
 }
 
 /// A kernel that could make the large product of a pass, and why it does not.
@@ -97,17 +99,21 @@ const MOST_EXTENT: usize = 1 << 20;
 
 /// On the GPU of `--device`, or else on an H200.
 fn explain(args: &Args, op: &str, shape: &str) -> Result<ExitCode> {
-    let gpu = match &args.device {
-        Some(name) => Gpu::of(&Device::parse(name)?),
+    let gpu = match args.device.as_deref().map(found).transpose()? {
+        Some(Ok(device)) => Gpu::of(&device),
+        Some(Err(absent)) => {
+            output::complain(format_args!("graftwork: {absent}"));
+            return Ok(ExitCode::FAILURE);
+        }
         None => Gpu { capability: 90, multiprocessors: 132 },
     };
     if op != "frozen_linear" {
-        return Err(refused("op", "frozen_linear", op));
+        return Err(refused("an op, frozen_linear", op));
     }
     let extent = |text: &str| text.parse().ok().filter(|e| (1..=MOST_EXTENT).contains(e));
     let extents: Option<Vec<usize>> = shape.split('x').map(extent).collect();
     let Some(&[m, n, k]) = extents.as_deref() else {
-        return Err(refused("shape", &format!("MxNxK, each from 1 to {MOST_EXTENT}"), shape));
+        return Err(refused(&format!("a shape MxNxK, each from 1 to {MOST_EXTENT}"), shape));
     };
     let mut verdicts = Vec::new();
     for dtype in [DType::BF16, DType::F16, DType::F32] {
@@ -121,9 +127,7 @@ fn explain(args: &Args, op: &str, shape: &str) -> Result<ExitCode> {
     say!("{op} {shape} on sm_{} with {} multiprocessors", gpu.capability, gpu.multiprocessors);
     let rows: Vec<_> = verdicts.iter().map(row).collect();
     say!("{}", output::table(&["dtype", "pass", "tile", "verdict"], &rows));
-    if let Some(path) = &args.json {
-        output::write_json(path, &verdicts)?;
-    }
+    output::report(args.json.as_deref(), &verdicts)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -37,19 +37,46 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let matches = Cli::command().mut_subcommand("finetune", finetune::options::grouped).get_matches();
-    let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let code = match asked() {
+        Ok(command) => ended(carry_out(command)),
+        Err(shown) => shown,
+    };
+    match output::all_said() {
+        Err(error) => {
+            output::complain(format_args!("graftwork: standard output: {error}"));
+            if code == ExitCode::SUCCESS { ExitCode::FAILURE } else { code }
+        }
+        Ok(()) => code,
+    }
+}
+
+/// The command line, or the exit code of one that asks for help or is wrong, which was said.
+fn asked() -> Result<Command, ExitCode> {
+    let line = Cli::command().mut_subcommand("finetune", finetune::options::grouped);
+    let matches = line.try_get_matches();
+    let parsed = matches.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+    let (mut cli, matches) = parsed.map_err(|error| {
+        output::shown(error.print());
+        u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
+    })?;
     if let (Command::Finetune(args), Some((_, given))) = (&mut cli.command, matches.subcommand()) {
         args.note_given(given);
     }
-    let outcome = match cli.command {
+    Ok(cli.command)
+}
+
+fn carry_out(command: Command) -> graftwork::Result<ExitCode> {
+    match command {
         Command::Doctor(args) => doctor::run(&args),
         Command::Finetune(mut args) => finetune::run(&mut args),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),
-    };
+    }
+}
+
+fn ended(outcome: graftwork::Result<ExitCode>) -> ExitCode {
     outcome.unwrap_or_else(|error| {
-        eprintln!("graftwork: {error}");
+        output::complain(format_args!("graftwork: {error}"));
         ExitCode::from(2)
     })
 }

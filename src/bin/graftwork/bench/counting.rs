@@ -62,9 +62,7 @@ pub fn run(args: &Args, device: &Device, work: &[(DType, Entry)]) -> Result<Exit
     let report = Report { version: env!("CARGO_PKG_VERSION"), device: device.name(), rows };
     let cells: Vec<_> = report.rows.iter().map(Row::cells).collect();
     say!("{}", output::table(&HEADER, &cells));
-    if let Some(path) = &args.json {
-        output::write_json(path, &report)?;
-    }
+    output::report(args.json.as_deref(), &report)?;
     Ok(if report.rows.iter().any(Row::failed) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 

@@ -15,8 +15,9 @@ use graftwork::{DType, Device, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use crate::device;
 use crate::output::{self, say};
-use crate::verify::{DTYPES, open_executing};
+use crate::verify::DTYPES;
 use cublas::Blas;
 use table::{Baseline, Cost, Entry, Pass, Size};
 use timing::{Bare, Effort, Job, Peak, Timing, sets, time};
@@ -91,10 +92,8 @@ struct Report {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let device = open_executing(args.device.as_deref(), "bench")?;
-    for path in args.json.iter().chain(&args.plot) {
-        output::prepare(path)?;
-    }
+    let device = device::open(args.device.as_deref(), "bench")?;
+    output::prepare(&[("--json", args.json.as_deref()), ("--plot", args.plot.as_deref())], ("", None))?;
     // Whoever counts has no times worth showing.
     let counts = device.take_counters().is_some();
     let work = chosen(args, &device, counts);
@@ -150,12 +149,10 @@ fn timed(args: &Args, device: Device, work: &[(DType, Entry)]) -> Result<ExitCod
     let header = ["op", "pass", "dtype", "shape", "device", "time", "floor", "× floor", "baseline", "ratio", "note"];
     let cells: Vec<_> = report.rows.iter().map(Row::cells).collect();
     say!("{}", output::table(&header, &cells));
-    if let Some(path) = &args.json {
-        output::write_json(path, &report)?;
-    }
+    output::report(args.json.as_deref(), &report)?;
     if let Some(path) = &args.plot {
         let title = format!("graftwork {} on {}: time beside floor", report.version, report.device);
-        plot::write(path, &title, &report.rows)?;
+        plot::write(path, &title, &report.rows).map_err(|e| e.within("--plot"))?;
         say!("\nplot in {}", path.display());
     }
     let failed = report.rows.iter().any(|row| row.seconds.is_none());

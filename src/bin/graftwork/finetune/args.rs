@@ -10,9 +10,10 @@ use serde_json::{Map, Value};
 
 use super::ewc::{EwcOptions, Springs};
 use super::methods::{self, Method};
-use super::options::{COUNT, FROM_0, number, share, size, whole};
+use super::options::{self, COUNT, FROM_0, number, refused, share, size, whole};
 use super::tasks;
 use crate::device;
+use crate::output::Written;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -41,13 +42,23 @@ impl From<DecayArg> for Decay {
 }
 
 #[derive(clap::Args)]
-#[command(allow_negative_numbers = true)]
+#[command(
+    allow_negative_numbers = true,
+    after_help = "Examples:
+  graftwork finetune --steps 200                                          a LoRA on the shipped digits, in seconds
+  graftwork finetune --method lora,block-sparse,linear-probe --plot a.svg  methods side by side
+  graftwork finetune --out run --save-every 100 --json report.json         adapter, checkpoints and report
+  graftwork finetune --resume run                                          the same run, from where it was stopped
+  graftwork finetune --task caption --method vl-pet --variant auto --budget 4%
+
+Exit code: 0 done, 1 standard output took nothing, 2 it could not be done, 130 ended by a signal with what there was saved."
+)]
 pub struct Args {
     /// What is learned
     #[arg(long, value_parser = tasks::names(), default_value = "digits")]
     pub task: String,
-    /// What learns; several methods, separated by commas, are trained one after another and compared [default: lora; ga-net,linear-probe for
-    /// --task graph]
+    /// What learns; several methods, separated by commas, are trained one after another and compared [default: lora; dual-lora,lora for
+    /// --task multi; ga-net,linear-probe for --task graph]
     #[arg(long, value_parser = methods::names(), value_delimiter = ',')]
     pub method: Vec<String>,
     /// Passes over the training samples [default: 50, unless --steps is given]
@@ -71,13 +82,14 @@ pub struct Args {
     /// Steps of linear warm-up
     #[arg(long, default_value_t = 55, value_parser = whole(0..=COUNT))]
     pub warmup: u64,
+    /// Share of every parameter, times the rate, that each step takes off, as AdamW has it
     #[arg(long, default_value_t = 0.01, value_parser = number(FROM_0))]
     pub weight_decay: f64,
     /// Largest global norm of the gradient; 0 turns clipping off
     #[arg(long, default_value_t = 1.0, value_parser = number(FROM_0))]
     pub clip: f64,
     /// Seed of starting values, data order and dropout
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = whole(0..=u64::MAX))]
     pub seed: u64,
     /// What the forward pass computes in; parameters are kept in f32 (with f64, a slow reference on the CPU, in f64)
     #[arg(long, default_value = "f32", value_parser = ["f32", "f16", "bf16", "f64"])]
@@ -91,13 +103,13 @@ pub struct Args {
     /// What backward recomputes instead of keeping
     #[arg(long, value_enum, default_value = "none")]
     pub recompute: Recompute,
-    /// Where the adapter and the checkpoints go
+    /// Directory of this run, and of no other: the adapter, the checkpoints, and the plan that --resume goes by
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Write a checkpoint to --out every N steps
+    /// Write a checkpoint to --out every N steps, and one at the end; Ctrl-C writes one in any case
     #[arg(long, value_name = "N", value_parser = whole(1..=COUNT))]
     pub save_every: Option<u64>,
-    /// Go on from the newest checkpoint in DIR, with the options it was started with
+    /// Go on with the run in DIR from its newest checkpoint, or from DIR itself if it is one, with the options it was started with
     #[arg(long, value_name = "DIR")]
     pub resume: Option<PathBuf>,
     #[arg(long, help = format!("Where to run: {} [default: a GPU if there is one]", device::HELP))]
@@ -192,6 +204,11 @@ impl Args {
         Ok(self.trunk.clone().unwrap_or_else(|| shipped.into()))
     }
 
+    /// Files that the command writes when its work is done.
+    pub fn files(&self) -> [Written<'_>; 2] {
+        [("--json", self.json.as_deref()), ("--plot", self.plot.as_deref())]
+    }
+
     /// Whether an option stands on the command line.
     pub fn is_given(&self, option: &str) -> bool {
         self.given.iter().any(|given| given == option)
@@ -199,23 +216,19 @@ impl Args {
 
     /// The recipe of a run of `method` that starts now.
     pub fn recipe(&self, method: &str, trunk_fingerprint: String, samples: usize) -> Result<Recipe> {
-        let bad = |argument, expected: &str, got: String| Error::Value {
-            op: "finetune",
-            argument,
-            expected: expected.into(),
-            got,
-        };
-        if !fits_counters(self.batch, self.accumulate) {
-            let expected = format!("with --accumulate {} at most {} samples a step", self.accumulate, u32::MAX);
-            return Err(bad("batch", &expected, self.batch.to_string()));
-        }
+        self.require_step(samples)?;
         if self.save_every.is_some() && self.out.is_none() && self.resume.is_none() {
-            return Err(bad("save-every", "a run with --out DIR to write to", "given without one".into()));
+            return Err(Error::Unsupported {
+                op: "finetune",
+                what: "--save-every has no directory to write checkpoints to".into(),
+                hint: "pass --out DIR too".into(),
+            });
         }
         let steps = self.horizon(steps_per_epoch(samples, self.batch, self.accumulate));
-        let mut settings = match (methods::by_name(method)?.settings)(&self.methods, steps)? {
+        let settings = (methods::by_name(method)?.settings)(&self.methods, steps);
+        let mut settings = match settings.map_err(|e| options::blame(e, "targets"))? {
             Value::Object(settings) => settings,
-            other => return Err(bad("method", "settings with names", other.to_string())),
+            other => return Err(refused("--method", "settings with names", other)),
         };
         methods::vce::add_to(&mut settings, &self.vce)?;
         Ok(Recipe {
@@ -233,6 +246,24 @@ impl Args {
             trunk: self.trunk()?,
             trunk_fingerprint,
         })
+    }
+
+    /// Refuses a step that wants more samples than there are, where that was asked for: it would be a smaller one than the options say.
+    fn require_step(&self, samples: usize) -> Result<()> {
+        let (batch, accumulate) = (self.batch, self.accumulate);
+        if !fits_counters(batch, accumulate) {
+            let expected = format!("with --accumulate {accumulate} at most {} samples a step", u32::MAX);
+            return Err(refused("--batch", expected, batch));
+        }
+        if self.is_given("batch") && batch > samples {
+            return Err(refused("--batch", format!("at most {samples}, the samples of an epoch"), batch));
+        }
+        let most = samples.div_ceil(batch);
+        if self.is_given("accumulate") && accumulate > most {
+            let expected = format!("at most {most}, the micro-batches of {batch} in an epoch of {samples} samples");
+            return Err(refused("--accumulate", expected, accumulate));
+        }
+        Ok(())
     }
 
     /// The pace of a run that starts now over `samples` samples. The schedule's horizon is --epochs if given, else --steps; a run with

@@ -3,28 +3,37 @@
 
 use graftwork::autograd::Tape;
 use graftwork::optim::{Decay, Schedule};
-use graftwork::{Device, Error, Result};
+use graftwork::{Device, Result};
 use serde_json::Value;
 
-use super::args::{Args, Pace, Recipe};
+use super::args::{Pace, Recipe};
 use super::model::Adapted;
+use super::options::refused;
+use super::plan::{Choice, Planned};
 use super::tasks::Task;
 use super::train::{Interrupt, Trainer};
 use crate::output::{percent, say};
 
-/// `recipe` with nothing left open.
+/// The planned recipe with nothing left open; `None` where the run is to end before that is decided.
 ///
 /// # Errors
 /// [`Error::Value`] when no candidate fits the budget; it says what the smallest needs.
-pub fn settle(recipe: Recipe, args: &Args, task: &dyn Task, device: &Device, interrupt: &Interrupt) -> Result<Recipe> {
+pub fn settle(
+    planned: &Planned,
+    choice: &Choice,
+    task: &dyn Task,
+    device: &Device,
+    interrupt: &Interrupt,
+) -> Result<Option<Recipe>> {
+    let recipe = planned.recipe.clone();
     let mut candidates = recipe.method()?.candidates()?;
     if candidates.is_empty() {
-        if args.budget.is_none() {
-            return Ok(recipe);
+        if choice.budget.is_none() {
+            return Ok(Some(recipe));
         }
         candidates.push(vec![recipe.settings()]);
     }
-    let budget = args.budget.unwrap_or(1.0);
+    let budget = choice.budget.unwrap_or(1.0);
     let (mut fitting, mut least) = (Vec::new(), f64::INFINITY);
     for kind in candidates {
         for settings in kind {
@@ -41,29 +50,24 @@ pub fn settle(recipe: Recipe, args: &Args, task: &dyn Task, device: &Device, int
         }
     }
     if fitting.len() < 2 {
-        return fitting.pop().map(|(candidate, ..)| candidate).ok_or_else(|| Error::Value {
-            op: "finetune",
-            argument: "budget",
-            expected: format!("at least {}, what the smallest of the adapters in question needs", percent(least)),
-            got: percent(budget),
-        });
+        let expected = format!("at least {}, what the smallest of the adapters in question needs", percent(least));
+        let only = fitting.pop().map(|(candidate, ..)| candidate);
+        return only.map(Some).ok_or_else(|| refused("--budget", expected, percent(budget)));
     }
     let mut best: Option<(f64, Recipe, String)> = None;
     for (candidate, adapted, share) in fitting {
         let note = adapted.method.note();
-        let loss = trial(args, adapted, &candidate, task.samples(), interrupt)?;
-        say!(
-            "{note}: {} trainable, loss {loss:.4} on samples left out, after {} steps",
-            percent(share),
-            args.trial_steps
-        );
+        let pace = trial_pace(&planned.pace, choice.trial_steps)?;
+        let Some(loss) = trial(adapted, &candidate, pace, task.samples(), interrupt)? else { return Ok(None) };
+        let (share, steps) = (percent(share), choice.trial_steps);
+        say!("{note}: {share} trainable, loss {loss:.4} on samples left out, after {steps} steps");
         if best.as_ref().is_none_or(|(least, ..)| loss < *least) {
             best = Some((loss, candidate, note));
         }
     }
-    let Some((loss, chosen, note)) = best else { return Ok(recipe) };
+    let Some((loss, chosen, note)) = best else { return Ok(Some(recipe)) };
     say!("chosen: {note}, for the least loss ({loss:.4}) of all within the budget of {}", percent(budget));
-    Ok(chosen)
+    Ok(Some(chosen))
 }
 
 /// `recipe` at the rank, from 2 to 256, at which it has the number of trainable numbers closest to `wanted`; alpha goes with the rank.
@@ -99,19 +103,26 @@ pub fn equal(recipe: Recipe, wanted: Option<usize>, task: &dyn Task, device: &De
     Ok(at(closest))
 }
 
-/// The loss on the last fifth of the training samples after a few steps on the others.
-fn trial(args: &Args, adapted: Adapted, recipe: &Recipe, samples: usize, interrupt: &Interrupt) -> Result<f64> {
+/// A constant rate, after a warm-up of a quarter of the trial at most.
+fn trial_pace(planned: &Pace, steps: u64) -> Result<Pace> {
+    let warmup = planned.schedule.warmup_steps.min(steps / 4);
+    let schedule = Schedule::new(planned.schedule.lr, Decay::Constant, warmup, steps)?;
+    Ok(Pace { schedule, last_step: steps, save_every: None })
+}
+
+/// The loss on the last fifth of the training samples after a few steps on the others; `None` where the run is to end: half a trial is none.
+fn trial(adapted: Adapted, recipe: &Recipe, pace: Pace, samples: usize, interrupt: &Interrupt) -> Result<Option<f64>> {
     let fitted = samples - samples / 5;
-    let schedule = Schedule::new(args.lr, Decay::Constant, args.warmup.min(args.trial_steps / 4), args.trial_steps)?;
-    let pace = Pace { schedule, last_step: args.trial_steps, save_every: None };
     let mut trainer = Trainer::start(adapted, recipe.clone(), pace, fitted)?;
     trainer.hold()?;
-    trainer.run(None, interrupt)?;
+    if trainer.run(None, interrupt)?.interrupted {
+        return Ok(None);
+    }
     let left_out: Vec<usize> = (fitted..samples).collect();
     let mut loss = 0.0;
     for indices in left_out.chunks(recipe.batch) {
         let mut tape = Tape::inference(&trainer.adapted.params);
         loss += trainer.adapted.loss(&mut tape, indices, left_out.len())?.tensor().to_scalar()?;
     }
-    Ok(loss)
+    Ok(if interrupt.asked() { None } else { Some(loss) })
 }

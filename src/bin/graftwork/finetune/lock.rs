@@ -4,7 +4,10 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::path::Path;
 
+use graftwork::format::checkpoint;
 use graftwork::{Error, Result};
+
+use crate::output;
 
 /// In the run's directory. It stays there: what counts is not the file but the operating system's lock on it, which ends with the
 /// process that holds it, however that ends.
@@ -14,9 +17,19 @@ const NAME: &str = ".lock";
 pub struct Lock(#[allow(dead_code)] File);
 
 impl Lock {
+    /// Makes `dir` this run's own, and so the directory itself if need be, and removes what a run that was killed left half written there.
+    ///
     /// # Errors
-    /// Names the process that writes into `dir` already.
-    pub fn take(dir: &Path) -> Result<Self> {
+    /// Names the process that writes into `dir` already; says so where nothing can be written.
+    pub fn claim(dir: &Path) -> Result<Self> {
+        let possible = std::fs::create_dir_all(dir).and_then(|()| output::create_in(dir));
+        possible.map_err(|source| Error::Io { path: dir.into(), source })?;
+        let lock = Lock::take(dir)?;
+        checkpoint::sweep(dir)?;
+        Ok(lock)
+    }
+
+    fn take(dir: &Path) -> Result<Self> {
         let io = |source| Error::Io { path: dir.join(NAME), source };
         let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(dir.join(NAME));
         let mut file = open.map_err(io)?;

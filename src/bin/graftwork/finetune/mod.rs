@@ -12,6 +12,7 @@ mod plan;
 mod plot;
 mod report;
 mod resume;
+mod strict;
 mod tasks;
 mod train;
 
@@ -21,7 +22,6 @@ use std::process::ExitCode;
 pub use args::Args;
 use args::Recompute;
 use graftwork::device::on_workers;
-use graftwork::format::checkpoint;
 use graftwork::{Device, Error, Result};
 use lock::Lock;
 use model::Adapted;
@@ -31,7 +31,7 @@ use tasks::Task;
 use train::Trainer;
 
 use super::device;
-use super::output::{self, say};
+use super::output::{self, complain, say};
 
 /// Points of a plotted curve.
 const POINTS: u64 = 50;
@@ -40,122 +40,141 @@ const POINTS: u64 = 50;
 const INTERRUPTED: u8 = 130;
 
 pub fn run(args: &mut Args) -> Result<ExitCode> {
-    plan::take_up(args)?;
+    plan::take_up(args).map_err(|e| options::blame_file(e, "--resume"))?;
     let args = &*args;
     options::require_read(args)?;
-    for path in args.json.iter().chain(&args.plot) {
-        output::prepare(path)?;
-    }
-    let device = device::open(args.device.as_deref())?;
+    // A resumed run goes on in its own directory unless told otherwise.
+    let resumed_home = args.resume.as_deref().map(resume::run_directory);
+    let home = args.out.clone().or(resumed_home);
+    let home_option = if args.out.is_some() { "--out" } else { "--resume" };
+    output::prepare(&args.files(), (home_option, home.as_deref()))?;
+    let device = device::open(args.device.as_deref(), "finetune")?;
     let entry = tasks::by_name(&args.task)?;
-    let repeated = args.method.iter().enumerate().any(|(i, method)| args.method[..i].contains(method));
-    if repeated {
-        return Err(Error::Value {
-            op: "finetune",
-            argument: "method",
-            expected: "each method once".into(),
-            got: format!("{:?}", args.method),
-        });
+    if let Some(method) = options::repeated(&args.method) {
+        return Err(options::refused(
+            "--method",
+            "each method once",
+            format!("{} with {method} twice", args.method.join(",")),
+        ));
     }
     if let Some(study) = entry.study {
         return study(args, &device);
     }
-    let task = (entry.open)(args.data.as_deref().unwrap_or(Path::new(entry.data)), args.validation)?;
+    let data = args.data.as_deref().unwrap_or(Path::new(entry.data));
+    let task = (entry.open)(data, args.validation).map_err(|e| options::blame_file(e, "--data"))?;
     say!("{}: {}; trunk {}; device {}", task.title(), task.about(), args.trunk()?.display(), device.name());
     let plan = match &args.resume {
-        Some(dir) => Plan::resumed(dir, args, &*task)?,
+        Some(dir) => Plan::resumed(dir, args, &*task).map_err(|e| options::blame_file(e, "--resume"))?,
         None => Plan::new(args, &*task)?,
     };
-    let _lock = plan.write(args)?;
+    let begun = home.as_deref().map(|home| plan.begin(home, args.resume.as_deref())).transpose();
+    let _lock = begun.map_err(|e| options::blame_file(e, home_option))?;
+    let whole = Whole { args, plan: &plan, home: home.as_deref(), task: &*task, device: &device };
     let interrupt = train::Interrupt::install();
     let mut runs = Vec::new();
+    let mut interrupted = false;
     for planned in &plan.runs {
-        let place = |dir: &Option<PathBuf>| dir.as_deref().map(|dir| plan.place(dir, planned));
-        let places = Places { out: place(&args.out), resumed: place(&args.resume) };
-        let equal = runs.first().filter(|_| args.equal_params).map(|run: &RunReport| run.trainable_params);
-        let run = on_workers(|| one(args, planned, places, &*task, &device, &interrupt, equal))?;
-        let stopped = run.interrupted;
-        runs.push(run);
-        if stopped {
+        let equal = runs.first().filter(|_| plan.choice.equal_params).map(|run: &RunReport| run.trainable_params);
+        let run = on_workers(|| whole.one(planned, &interrupt, equal))?;
+        interrupted = run.as_ref().is_none_or(|run| run.interrupted);
+        runs.extend(run);
+        if interrupted {
             break;
         }
     }
-    let interrupted = runs.iter().any(|r| r.interrupted);
     let report = Report::new(runs);
-    say!("\n{}", report.table());
+    if !report.runs.is_empty() {
+        say!("\n{}", report.table());
+    }
     if let Some(scores) = report.scores() {
         say!("\n{scores}");
     }
-    if let Some(path) = &args.json {
-        output::write_json(path, &report)?;
-    }
+    output::report(args.json.as_deref(), &report)?;
     if let Some(path) = &args.plot {
-        plot::write(path, &task.title(), &report.runs)?;
+        plot::write(path, &task.title(), &report.runs).map_err(|e| e.within("--plot"))?;
     }
     Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }
 
-/// Directories of a part of the run.
-struct Places {
-    out: Option<PathBuf>,
-    resumed: Option<PathBuf>,
+/// What all parts of a run have in common.
+struct Whole<'a> {
+    args: &'a Args,
+    plan: &'a Plan,
+    /// The run's directory.
+    home: Option<&'a Path>,
+    task: &'a dyn Task,
+    device: &'a Device,
 }
 
-/// A part of the run from start, or from its checkpoint, to reloaded adapter, with about `equal` trainable numbers if that is asked for.
-fn one(
-    args: &Args,
-    planned: &Planned,
-    Places { out, resumed }: Places,
-    task: &dyn Task,
-    device: &Device,
-    interrupt: &train::Interrupt,
-    equal: Option<usize>,
-) -> Result<RunReport> {
-    // A resumed run goes on in its own directory unless told otherwise.
-    let out = out.or_else(|| resumed.as_deref().map(resume::run_directory));
-    // Before anything is read there; a directory that is not there yet has no other run.
-    let mut lock = out.as_deref().filter(|dir| dir.is_dir()).map(Lock::take).transpose()?;
-    // Of several parts some may not have been begun.
-    let mut trainer = match resumed.filter(|dir| resume::is_begun(dir)) {
-        Some(dir) => resume::resume(&dir, args, task, device)?,
-        None => {
-            if let Some(dir) = &out {
-                resume::require_no_checkpoints(dir)?;
-            }
-            let recipe = choose::settle(planned.recipe.clone(), args, task, device, interrupt)?;
-            let recipe = choose::equal(recipe, equal, task, device)?;
-            let adapted = Adapted::fresh(&recipe, task, device)?;
-            let mut trainer = Trainer::start(adapted, recipe, planned.pace, task.samples())?;
-            trainer.hold()?;
-            trainer
+impl Whole<'_> {
+    /// A part of the run from start, or from its checkpoint, to reloaded adapter, with about `equal` trainable numbers if that is asked for.
+    /// `None` where it was interrupted before it began to train.
+    fn one(&self, planned: &Planned, interrupt: &train::Interrupt, equal: Option<usize>) -> Result<Option<RunReport>> {
+        let Whole { args, plan, task, device, .. } = *self;
+        let out = self.home.map(|home| plan.place(home, planned));
+        // The directory of a single run is the plan's, and claimed with it.
+        let _lock = out.as_deref().filter(|_| plan.is_of_several()).map(Lock::claim).transpose()?;
+        let resumed = args.resume.as_deref().map(|dir| plan.place(dir, planned));
+        let Some(mut trainer) = self.trainer(planned, resumed, interrupt, equal)? else {
+            complain(format_args!(
+                "interrupted before anything was decided: {}",
+                to_go_on(self.home, "makes the choice again")
+            ));
+            return Ok(None);
+        };
+        let sometimes = args.plot.is_some().then_some((trainer.pace.last_step / POINTS).max(1));
+        trainer.eval_every = args.eval_every.or(sometimes);
+        trainer.recompute_blocks = args.recompute == Recompute::Blocks;
+        let recipe = trainer.recipe.clone();
+        say!("\n{}: {}", recipe.method, trainer.adapted.summary);
+        trainer.cut_short().iter().for_each(|what| complain(format_args!("note: {what}")));
+        let score = |adapted: &Adapted| {
+            let _shown = output::working("scoring the held-out samples");
+            adapted.scores()
+        };
+        if trainer.step == 0 {
+            trainer.before = report::named(&score(&trainer.adapted)?);
         }
-    };
-    let sometimes = args.plot.is_some().then_some((trainer.pace.last_step / POINTS).max(1));
-    trainer.eval_every = args.eval_every.or(sometimes);
-    trainer.recompute_blocks = args.recompute == Recompute::Blocks;
-    let recipe = trainer.recipe.clone();
-    say!("\n{}: {}", recipe.method, trainer.adapted.summary);
-    if let Some(dir) = &out {
-        std::fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.clone(), source })?;
-        output::probe_directory(dir)?;
-        if lock.is_none() {
-            lock = Some(Lock::take(dir)?);
+        let all_tracked = trainer.bytes_if_all_tracked()?;
+        let trained = trainer.run(out.as_deref(), interrupt)?;
+        if trained.interrupted {
+            complain(format_args!(
+                "interrupted at step {}: {}",
+                trainer.step,
+                to_go_on(self.home, "goes on from there")
+            ));
         }
-        checkpoint::sweep(dir)?;
+        let after = score(&trainer.adapted)?;
+        let saved_to = tempdir_unless(out.as_deref())?;
+        trainer.adapted.saved(&recipe)?.save(saved_to.path())?;
+        let reloaded = score(&Adapted::reload(saved_to.path(), &recipe, task, device)?)?;
+        Ok(Some(RunReport::new(&trainer, task.title(), trained, [after, reloaded], all_tracked, out)))
     }
-    let score = |adapted: &Adapted| {
-        let _shown = output::working("scoring the held-out samples");
-        adapted.scores()
-    };
-    let before = score(&trainer.adapted)?;
-    let all_tracked = trainer.bytes_if_all_tracked()?;
-    let trained = trainer.run(out.as_deref(), interrupt)?;
-    let after = score(&trainer.adapted)?;
-    let saved_to = tempdir_unless(out.as_deref())?;
-    trainer.adapted.saved(&recipe)?.save(saved_to.path())?;
-    let reloaded = score(&Adapted::reload(saved_to.path(), &recipe, task, device)?)?;
-    drop(lock);
-    Ok(RunReport::new(&trainer, task.title(), trained, [before, after, reloaded], all_tracked, out))
+
+    /// Where a part stands: at its checkpoint, or at its start, with nothing left open. Of several parts some may not have been begun.
+    fn trainer(
+        &self,
+        planned: &Planned,
+        resumed: Option<PathBuf>,
+        interrupt: &train::Interrupt,
+        equal: Option<usize>,
+    ) -> Result<Option<Trainer>> {
+        let Whole { args, plan, task, device, .. } = *self;
+        if let Some(dir) = resumed.filter(|dir| resume::is_begun(dir)) {
+            return resume::resume(&dir, args, task, device).map(Some);
+        }
+        let Some(recipe) = choose::settle(planned, &plan.choice, task, device, interrupt)? else { return Ok(None) };
+        let recipe = choose::equal(recipe, equal, task, device)?;
+        let adapted = Adapted::fresh(&recipe, task, device)?;
+        let mut trainer = Trainer::start(adapted, recipe, planned.pace, task.samples())?;
+        trainer.hold()?;
+        Ok(Some(trainer))
+    }
+}
+
+/// What to do after an interruption, of a run with a directory.
+fn to_go_on(home: Option<&Path>, how: &str) -> String {
+    home.map_or("no --out, so nothing was saved".into(), |home| format!("--resume {} {how}", home.display()))
 }
 
 /// The run's own directory, or one that is removed afterwards: the adapter is saved and loaded back either way.

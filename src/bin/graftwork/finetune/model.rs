@@ -9,6 +9,7 @@ use graftwork::{Device, Result};
 
 use super::args::Recipe;
 use super::methods::{self, Method};
+use super::options;
 use super::tasks::{Model, Task};
 
 /// A task's model with an adapter on it.
@@ -22,15 +23,15 @@ pub struct Adapted {
 impl Adapted {
     /// The trunk with a fresh adapter.
     pub fn fresh(recipe: &Recipe, task: &dyn Task, device: &Device) -> Result<Self> {
-        let (mut model, mut method) = (task.model(&recipe.trunk, device, recipe.dtype()?)?, recipe.method()?);
-        method.begin(&mut *model)?;
+        let (mut model, mut method) = bare(recipe, task, device)?;
+        method.begin(&mut *model).map_err(|e| options::blame(e, method.picks_by()))?;
         let (params, summary) = attached(&mut *model, &*method, recipe.seed)?;
         Ok(Adapted { model, method, params, summary })
     }
 
     /// The trunk with an adapter of the form that a checkpoint in `dir` has; its values are still to come.
     pub fn like(dir: &Path, saved: &SavedAdapter, recipe: &Recipe, task: &dyn Task, device: &Device) -> Result<Self> {
-        let (mut model, mut method) = (task.model(&recipe.trunk, device, recipe.dtype()?)?, recipe.method()?);
+        let (mut model, mut method) = bare(recipe, task, device)?;
         if let SavedAdapter::Native(file) = saved {
             method.take_form(dir, &mut file.clone(), &mut *model)?;
         }
@@ -47,7 +48,7 @@ impl Adapted {
 
     /// The trunk with the adapter that was saved in `dir`: nothing of the trained model is reused.
     pub fn reload(dir: &Path, recipe: &Recipe, task: &dyn Task, device: &Device) -> Result<Self> {
-        let (mut model, method) = (task.model(&recipe.trunk, device, recipe.dtype()?)?, recipe.method()?);
+        let (mut model, method) = bare(recipe, task, device)?;
         let params = method.load(dir, &mut *model)?;
         Ok(Adapted { model, method, params, summary: String::new() })
     }
@@ -71,10 +72,17 @@ impl Adapted {
     }
 }
 
+/// The trunk, and what is to be put on it.
+fn bare(recipe: &Recipe, task: &dyn Task, device: &Device) -> Result<(Box<dyn Model>, Box<dyn Method>)> {
+    let model = task.model(&recipe.trunk, device, recipe.dtype()?);
+    Ok((model.map_err(|e| options::blame_file(e, "--trunk"))?, recipe.method()?))
+}
+
 /// Heads and adapter on the trunk, and their parameters with starting values.
 fn attached(model: &mut dyn Model, method: &dyn Method, seed: u64) -> Result<(ParamSet, String)> {
     let mut params = ParamSetBuilder::new();
     model.learn_heads(&mut params)?;
-    let summary = method.attach(model.trunk(), &mut params)?;
+    let attached = method.attach(model.trunk(), &mut params);
+    let summary = attached.map_err(|e| options::blame(e, method.picks_by()))?;
     Ok((params.build(model.device(), model.dtype(), seed)?, summary))
 }

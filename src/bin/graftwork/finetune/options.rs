@@ -1,11 +1,14 @@
 //! What an option may be, and who reads it.
 //!
 //! An option is declared in one place, as a field of a clap struct: its help, its default, and its range as the `value_parser`: [`whole`],
-//! [`size`], [`number`] or a list of names. What lies outside is refused before anything is opened, with the option's name, what was expected
+//! [`size`], [`number`], a list of names, or [`names`] of modules. What lies outside is refused before anything is opened, with the option's name, what was expected
 //! and what was got. Settings that come from a checkpoint have the options' names and are held to the same ranges ([`require_in_range`]).
 //!
 //! A task and a method each list the options that they read. One that stands on the command line and is read by nobody who takes part is
 //! refused and not passed over ([`require_read`]); `--help` is grouped by readers ([`grouped`]).
+//!
+//! Whatever else is wrong with a value is found where it is used, perhaps deep in the library, which has names of its own for things.
+//! [`blame`] says it in the name of the option.
 
 use std::fmt;
 use std::ops::{Bound, RangeBounds, RangeInclusive};
@@ -62,6 +65,31 @@ pub fn number(range: Reals) -> impl Fn(&str) -> Parsed<f64> + Clone {
     move |text| text.parse().ok().filter(|n| range.contains(n)).ok_or_else(|| format!("expected {}", Told(range)))
 }
 
+/// Names separated by commas, each once; of modules, places, variants.
+pub fn names(text: &str) -> Parsed<String> {
+    let all: Vec<&str> = text.split(',').map(str::trim).collect();
+    if all.iter().any(|name| name.is_empty()) {
+        return Err("expected names separated by commas".into());
+    }
+    match repeated(&all) {
+        Some(name) => Err(format!("expected each name once, and {name} comes twice")),
+        None => Ok(text.into()),
+    }
+}
+
+/// Names of modules, or what stands for many.
+pub fn modules(text: &str) -> Parsed<String> {
+    if text.starts_with("regex:") {
+        return Ok(text.into());
+    }
+    names(text).map_err(|expected| format!("{expected}; or all-linear, or regex:PATTERN"))
+}
+
+/// The first of those that come a second time.
+pub fn repeated<T: PartialEq>(all: &[T]) -> Option<&T> {
+    all.iter().enumerate().find_map(|(i, item)| all[..i].contains(item).then_some(item))
+}
+
 /// A share from `4%` or `0.04`.
 pub fn share(text: &str) -> Parsed<f64> {
     let (number, unit) = text.strip_suffix('%').map_or((text, 1.0), |number| (number, 0.01));
@@ -75,8 +103,10 @@ struct Told(Reals);
 impl fmt::Display for Told {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            (Bound::Excluded(a), Bound::Included(b)) if b >= LARGEST => write!(f, "a finite number above {a}"),
-            (Bound::Included(a), Bound::Included(b)) if b >= LARGEST => write!(f, "a finite number, {a} or more"),
+            (Bound::Excluded(a), Bound::Included(b)) if b >= LARGEST => {
+                write!(f, "a number above {a}, at most {b:.1e}")
+            }
+            (Bound::Included(a), Bound::Included(b)) if b >= LARGEST => write!(f, "a number from {a} to {b:.1e}"),
             (low, high) => {
                 match low {
                     Bound::Included(a) => write!(f, "a number from {a}")?,
@@ -143,15 +173,27 @@ pub const TRAINING: Read = Read::always(&[
     "clip",
     "dtype",
     "budget",
-    "trial_steps",
     "validation",
-    "equal_params",
     "recompute",
     "out",
     "save_every",
     "resume",
-    "eval_every",
 ]);
+
+/// Of the same: scores on the way go where a file keeps them.
+pub const LOOKED: Read = Read::when(&["eval_every"], "with --json, --plot or --out", |args| {
+    [&args.json, &args.plot, &args.out, &args.resume].into_iter().any(Option::is_some)
+});
+
+/// Of the same: what is made equal is the rank.
+pub const COMPARED: Read = Read::when(&["equal_params"], "where a method after the first has a --rank", |args| {
+    let has_rank = |name: &String| methods::by_name(name).is_ok_and(|method| reads(method.reads, "rank"));
+    args.method.iter().skip(1).any(has_rank)
+});
+
+fn reads(lists: &[Read], name: &str) -> bool {
+    lists.iter().any(|read| read.names.contains(&name))
+}
 
 /// Refuses an option that was given and that neither the task nor any of the methods reads.
 pub fn require_read(args: &Args) -> Result<()> {
@@ -180,14 +222,23 @@ fn readers(name: &str) -> Option<String> {
     if OF_ALL.contains(&name) {
         return None;
     }
-    let reading = |who: &'static str, reads: &'static [Read]| {
-        let read = reads.iter().find(|read| read.names.contains(&name))?;
-        Some(read.when.map_or_else(|| who.to_string(), |(condition, _)| format!("{who} {condition}")))
+    let tasks = tasks::ALL.iter().map(|task| ("--task", task.name, task.reads));
+    let methods = methods::ALL.iter().map(|method| ("--method", method.name, method.reads));
+    // Those who read it under the same condition stand together.
+    let mut groups: Vec<(&str, Option<&str>, Vec<&str>)> = Vec::new();
+    for (kind, who, reads) in tasks.chain(methods) {
+        let Some(read) = reads.iter().find(|read| read.names.contains(&name)) else { continue };
+        let condition = read.when.map(|(words, _)| words);
+        match groups.iter_mut().find(|group| (group.0, group.1) == (kind, condition)) {
+            Some(group) => group.2.push(who),
+            None => groups.push((kind, condition, vec![who])),
+        }
+    }
+    let told = |(kind, condition, who): &(&str, Option<&str>, Vec<&str>)| {
+        let condition = condition.map_or_else(String::new, |words| format!(" {words}"));
+        format!("{kind} {}{condition}", who.join(", "))
     };
-    let tasks: Vec<String> = tasks::ALL.iter().filter_map(|task| reading(task.name, task.reads)).collect();
-    let methods: Vec<String> = methods::ALL.iter().filter_map(|method| reading(method.name, method.reads)).collect();
-    let named = [("--task", tasks), ("--method", methods)].into_iter().filter(|(_, all)| !all.is_empty());
-    Some(named.map(|(kind, all)| format!("{kind} {}", all.join(", "))).collect::<Vec<_>>().join("; "))
+    Some(groups.iter().map(told).collect::<Vec<_>>().join("; "))
 }
 
 /// The command with every option under a heading that says who reads it. It is made once, and clap keeps no heading of its own.
@@ -198,9 +249,48 @@ pub fn grouped(command: Command) -> Command {
     })
 }
 
+/// An error of the command line itself: what `option` asks for cannot be.
+pub fn refused(option: &'static str, expected: impl Into<String>, got: impl ToString) -> Error {
+    Error::Value { op: "finetune", argument: option, expected: expected.into(), got: got.to_string() }
+}
+
+/// An error of the library, said in the name of the option that led to it: that of the argument's name, or `picks`, which names modules,
+/// where nothing has such a name.
+pub fn blame(error: Error, picks: &str) -> Error {
+    let option = match &error {
+        Error::Value { op: "finetune", .. } => return error,
+        Error::NoMatch { .. } | Error::Unsupported { op: "peft", .. } => picks.to_string(),
+        Error::Value { op: "vce", argument, .. } => format!("vce-{argument}"),
+        Error::Value { argument, .. } => argument.replace(['_', ' '], "-"),
+        _ => return error,
+    };
+    let known = command().get_arguments().any(|arg| arg.get_long() == Some(&option));
+    if known { error.within(format!("--{option}")) } else { error }
+}
+
+/// An error of a file, said in the name of the option that led to it. What else went wrong on the way is not the file's fault.
+pub fn blame_file(error: Error, option: &'static str) -> Error {
+    match error {
+        Error::Io { .. } | Error::File { .. } | Error::ConfigField { .. } => error.within(option),
+        other => other,
+    }
+}
+
+/// Refuses a schedule that ends before it begins; `end` is an option, `begin` what to say of the other.
+pub fn require_order((begin, from): (&str, u64), (end, until): (&'static str, u64)) -> Result<()> {
+    if from <= until {
+        return Ok(());
+    }
+    Err(refused(end, format!("at least {begin}, {from}"), until))
+}
+
+fn command() -> Command {
+    <Args as clap::Args>::augment_args(Command::new("finetune"))
+}
+
 /// Holds settings that were read from `path` to what the options of their names may be.
 pub fn require_in_range(path: &Path, settings: &Map<String, Value>) -> Result<()> {
-    let command = <Args as clap::Args>::augment_args(Command::new("finetune"));
+    let command = command();
     let values = settings.iter().filter_map(|(name, value)| {
         let option = command.get_arguments().find(|arg| arg.get_id() == name.as_str())?.get_long()?;
         match value {
@@ -221,10 +311,6 @@ pub fn require_in_range(path: &Path, settings: &Map<String, Value>) -> Result<()
 mod tests {
     use super::*;
 
-    fn command() -> Command {
-        <Args as clap::Args>::augment_args(Command::new("finetune"))
-    }
-
     fn accepts(option: &str, value: &str) -> bool {
         command().try_get_matches_from(["finetune".to_string(), format!("--{option}={value}")]).is_ok()
     }
@@ -240,11 +326,18 @@ mod tests {
     fn every_number_has_a_range() {
         for (_, option) in valued() {
             let numeric = ["1", "0.5", "16"].iter().any(|n| accepts(&option, n)) && !accepts(&option, "x");
-            if !numeric || option == "seed" {
+            if !numeric {
                 continue;
             }
             for value in ["nan", "inf", "-inf", "1e300", "-7"] {
                 assert!(!accepts(&option, value), "--{option} {value}");
+            }
+            let refusal =
+                command().try_get_matches_from(["finetune", &format!("--{option}=x")]).unwrap_err().to_string();
+            assert!(refusal.contains("expected"), "--{option} x: {refusal}");
+            // Counter-based randomness takes any seed.
+            if option == "seed" {
+                continue;
             }
             assert!(accepts(&option, "0.5") || !accepts(&option, "18446744073709551615"), "--{option}");
         }
@@ -267,12 +360,41 @@ mod tests {
 
     #[test]
     fn ranges_are_told_in_words() {
-        assert_eq!(number(ABOVE_0)("0"), Err("expected a finite number above 0".into()));
-        assert_eq!(number(FROM_0)("nan"), Err("expected a finite number, 0 or more".into()));
+        assert_eq!(number(ABOVE_0)("1e300"), Err("expected a number above 0, at most 3.4e38".into()));
+        assert_eq!(number(FROM_0)("nan"), Err("expected a number from 0 to 3.4e38".into()));
         assert_eq!(number(PART)("1"), Err("expected a number from 0 to below 1".into()));
         assert_eq!(number(SHARE)("0"), Err("expected a number above 0 to 1".into()));
         assert_eq!(whole(1..=9)("10"), Err("expected a whole number from 1 to 9".into()));
         assert_eq!([share("4%"), share("0.04")], [Ok(0.04), Ok(0.04)]);
         assert!(share("0").is_err() && share("101%").is_err() && share("nan").is_err());
+    }
+
+    #[test]
+    fn names_come_once_and_have_letters() {
+        assert_eq!(names("mlp, attention"), Ok("mlp, attention".into()));
+        assert_eq!(names("mlp,fc1,mlp"), Err("expected each name once, and mlp comes twice".into()));
+        for text in ["", ",", "mlp,", " "] {
+            assert!(names(text).is_err() && modules(text).is_err(), "{text:?}");
+        }
+        assert!(modules("regex:a,,b").is_ok());
+    }
+
+    /// Words of the library's own become the option's; what the command says itself stays as it is.
+    #[test]
+    fn errors_name_their_option() {
+        let value = |op, argument| Error::Value { op, argument, expected: "less".into(), got: "9".into() };
+        let nowhere = Error::NoMatch { patterns: vec!["nope".into()], available: "fc1".into() };
+        for (error, start) in [
+            (value("vce", "heads"), "--vce-heads: vce: "),
+            (value("vl_pet", "heads"), "--heads: vl_pet: "),
+            (value("bottleneck", "head layout"), "--head-layout: "),
+            (value("lora", "d_initial"), "--d-initial: "),
+            (value("gemm", "m"), "gemm: `m`"),
+            (refused("--rank", "less", 9), "finetune: `--rank` is 9"),
+            (nowhere, "--places: no module matches"),
+        ] {
+            let told = blame(error, "places").to_string();
+            assert!(told.starts_with(start), "{told}");
+        }
     }
 }

@@ -52,7 +52,7 @@ impl RunReport {
         trainer: &Trainer,
         task: String,
         trained: Trained,
-        scores: [Scores; 3],
+        [after, reloaded]: [Scores; 2],
         all_tracked: usize,
         out: Option<PathBuf>,
     ) -> Self {
@@ -63,9 +63,9 @@ impl RunReport {
             adapter: trainer.adapted.method.note(),
             trainable_params: trainer.adapted.params.numel(),
             total_params: trainer.adapted.total_params(),
-            score: scores[0].first().map_or("score", |(name, _)| name),
-            score_names: scores[0].iter().map(|(name, _)| *name).collect(),
-            scores: named(&scores),
+            score: after.first().map_or("score", |(name, _)| name),
+            score_names: after.iter().map(|(name, _)| *name).collect(),
+            scores: moments([("before", &trainer.before), ("after", &named(&after)), ("reloaded", &named(&reloaded))]),
             density: trainer.adapted.method.density(),
             history: trainer.history.clone(),
             pictures: trainer.adapted.method.pictures(),
@@ -86,12 +86,16 @@ impl RunReport {
 /// Name and value, the one to compare by first.
 pub type Scores = Vec<(&'static str, f64)>;
 
-const MOMENTS: [&str; 3] = ["before", "after", "reloaded"];
+pub fn named(scores: &Scores) -> BTreeMap<String, f64> {
+    scores.iter().map(|(name, value)| (name.to_string(), *value)).collect()
+}
 
-fn named(scores: &[Scores; 3]) -> BTreeMap<String, f64> {
-    let all = MOMENTS.iter().zip(scores);
-    all.flat_map(|(moment, scores)| scores.iter().map(move |(name, value)| (format!("{name}_{moment}"), *value)))
-        .collect()
+/// `accuracy_before` and so on.
+fn moments(all: [(&str, &BTreeMap<String, f64>); 3]) -> BTreeMap<String, f64> {
+    let of = |(moment, scores): (&'_ str, &BTreeMap<String, f64>)| {
+        scores.iter().map(|(name, value)| (format!("{name}_{moment}"), *value)).collect::<Vec<_>>()
+    };
+    all.into_iter().flat_map(of).collect()
 }
 
 /// The first run's fields at the top, and all runs in a list.
@@ -105,9 +109,13 @@ impl Serialize for Report {
         struct Shape<'a> {
             #[serde(flatten)]
             first: Option<&'a RunReport>,
+            /// Of a run that was stopped before there was a first.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            interrupted: Option<bool>,
             runs: &'a [RunReport],
         }
-        Shape { first: self.runs.first(), runs: &self.runs }.serialize(serializer)
+        let interrupted = self.runs.is_empty().then_some(true);
+        Shape { first: self.runs.first(), interrupted, runs: &self.runs }.serialize(serializer)
     }
 }
 

@@ -1,6 +1,5 @@
 //! Checkpoints of a run, and going on from one.
 
-use crate::output::say;
 use std::path::{Path, PathBuf};
 
 use graftwork::format::checkpoint::{self, Checkpoint, State};
@@ -11,9 +10,10 @@ use serde_json::Value;
 use super::args::{Args, Pace, Recipe};
 use super::model::Adapted;
 use super::options;
-use super::plan;
 use super::tasks::{self, Task};
 use super::train::{Course, Trainer};
+use super::{plan, strict};
+use crate::output::{complain, say};
 
 /// Checkpoints that stay in a run's directory.
 const KEEP: usize = 3;
@@ -60,12 +60,23 @@ pub fn require_no_checkpoints(dir: &Path) -> Result<()> {
     Err(Error::File { path: dir.into(), reason })
 }
 
+/// A run within a checkpoint would be lost with it.
+pub fn require_no_checkpoint(dir: &Path) -> Result<()> {
+    if !is_checkpoint(dir) {
+        return Ok(());
+    }
+    Err(Error::File {
+        path: dir.into(),
+        reason: "is a checkpoint; pass another directory, or --resume to go on from it".into(),
+    })
+}
+
 /// Whether there is something in `dir` to go on from.
 pub fn is_begun(dir: &Path) -> bool {
     is_checkpoint(dir) || !matches!(checkpoint::latest(dir), Ok(None))
 }
 
-/// Recipe and pace of the newest checkpoint in `dir`, unchecked; `None` where there is none.
+/// Recipe and pace of the newest checkpoint in `dir`, read but not held to anything; `None` where there is none.
 pub fn recipe_in(dir: &Path) -> Result<Option<(Recipe, Pace)>> {
     let path = match is_checkpoint(dir) {
         true => dir.to_path_buf(),
@@ -86,7 +97,7 @@ pub fn resume(dir: &Path, args: &Args, task: &dyn Task, device: &Device) -> Resu
     let path = if is_checkpoint(dir) { dir.to_path_buf() } else { newest(dir)? };
     let saved = Checkpoint::load(&path, device)?;
     let mut recipe: Recipe = from_value(&path, &saved.state.config)?;
-    let Course { mut pace, history, observations } = from_value(&path, &saved.state.schedule)?;
+    let Course { mut pace, before, history, observations } = from_value(&path, &saved.state.schedule)?;
     hold(&path, args, &mut recipe, &mut pace, task)?;
     let adapted = Adapted::like(&path, &saved.adapter, &recipe, task, device)?;
     saved.restore(&path, &adapted.params)?;
@@ -94,7 +105,7 @@ pub fn resume(dir: &Path, args: &Args, task: &dyn Task, device: &Device) -> Resu
     trainer.optimizer.restore(&saved.first_moment, &saved.second_moment, saved.state.progress.step)?;
     trainer.step = saved.state.progress.step;
     trainer.losses = saved.losses;
-    trainer.history = history;
+    (trainer.before, trainer.history) = (before, history);
     trainer.ewc = match (trainer.recipe.ewc, &saved.springs) {
         (Some(springs), Some([anchor, squares])) => {
             Some(Ewc::restore(springs.config(), anchor.clone(), squares.clone(), observations)?)
@@ -123,11 +134,13 @@ pub fn resume(dir: &Path, args: &Args, task: &dyn Task, device: &Device) -> Resu
 /// command line what may change.
 pub fn hold(path: &Path, args: &Args, recipe: &mut Recipe, pace: &mut Pace, task: &dyn Task) -> Result<()> {
     require_in_range(path, recipe, pace)?;
+    recipe.method().map_err(|e| e.within(path.display().to_string()))?;
     hold_to_what_was_given(path, args, recipe, pace, task.samples())?;
     if let Some(trunk) = &args.trunk {
         recipe.trunk.clone_from(trunk);
     }
-    if tasks::fingerprint(&recipe.trunk, task.trunk_files())? != recipe.trunk_fingerprint {
+    let fingerprint = tasks::fingerprint(&recipe.trunk, task.trunk_files());
+    if fingerprint.map_err(|e| options::blame_file(e, "--trunk"))? != recipe.trunk_fingerprint {
         let reason =
             format!("was trained on another trunk than {}; pass --trunk DIR of that one", recipe.trunk.display());
         return Err(Error::File { path: path.into(), reason });
@@ -140,13 +153,19 @@ pub fn hold(path: &Path, args: &Args, recipe: &mut Recipe, pace: &mut Pace, task
 fn newest(dir: &Path) -> Result<PathBuf> {
     let Some(latest) = checkpoint::latest(dir)? else { return Err(nothing_there(dir)) };
     for error in &latest.passed_over {
-        eprintln!("passed over: {error}");
+        complain(format_args!("passed over: {error}"));
     }
     Ok(latest.path)
 }
 
 /// No checkpoint, where one was to be resumed.
 pub fn nothing_there(dir: &Path) -> Error {
+    if !dir.is_dir() {
+        return Error::File {
+            path: dir.into(),
+            reason: "is no directory; pass the one that a run was given as --out".into(),
+        };
+    }
     let mut below: Vec<String> = std::fs::read_dir(dir)
         .into_iter()
         .flatten()
@@ -209,6 +228,11 @@ fn hold_to_what_was_given(path: &Path, args: &Args, recipe: &Recipe, pace: &Pace
     if decay.is_some_and(|decay| decay != pace.schedule.decay) {
         differ.push(format!("--schedule (it has {:?})", pace.schedule.decay));
     }
+    require_the_same(path, &differ)
+}
+
+/// Refuses options of a resumed run that say otherwise than it was begun with: `differ` names each, and what it was.
+pub fn require_the_same(path: &Path, differ: &[String]) -> Result<()> {
     if differ.is_empty() {
         return Ok(());
     }
@@ -220,7 +244,7 @@ fn as_value(path: &Path, value: &impl serde::Serialize) -> Result<Value> {
     serde_json::to_value(value).map_err(|e| Error::File { path: path.into(), reason: e.to_string() })
 }
 
-fn from_value<T: serde::de::DeserializeOwned>(path: &Path, value: &Value) -> Result<T> {
-    serde_json::from_value(value.clone())
+fn from_value<T: serde::Serialize + serde::de::DeserializeOwned>(path: &Path, value: &Value) -> Result<T> {
+    strict::read(value)
         .map_err(|e| Error::File { path: path.into(), reason: format!("was not written by this command: {e}") })
 }

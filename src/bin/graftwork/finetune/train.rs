@@ -1,14 +1,17 @@
 //! The training loop.
 
+use std::collections::BTreeMap;
+use std::ops::AddAssign;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use graftwork::autograd::{Grads, Tape};
+use graftwork::dtype::Element;
 use graftwork::format::checkpoint::Progress;
 use graftwork::optim::{AdamW, AdamWConfig, Carry, Ewc};
-use graftwork::{Error, Result};
+use graftwork::{DType, Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +19,7 @@ use super::args::{Pace, Recipe};
 use super::ewc::Springs;
 use super::methods::Moment;
 use super::model::Adapted;
-use super::{resume, tasks};
+use super::{options, resume, tasks};
 
 pub struct Trainer {
     pub adapted: Adapted,
@@ -27,6 +30,8 @@ pub struct Trainer {
     /// What holds the parameters, if the recipe asks for it.
     pub ewc: Option<Ewc>,
     pub losses: Vec<f64>,
+    /// The scores before the first step, by name.
+    pub before: BTreeMap<String, f64>,
     pub history: Vec<Point>,
     /// Steps between scores on the held-out samples.
     pub eval_every: Option<u64>,
@@ -61,6 +66,9 @@ pub struct Point {
 pub struct Course {
     #[serde(flatten)]
     pub pace: Pace,
+    /// The scores before the first step, by name.
+    #[serde(default)]
+    pub before: BTreeMap<String, f64>,
     #[serde(default)]
     pub history: Vec<Point>,
     /// Gradients that the Fisher information of `--ewc` is a mean of.
@@ -93,7 +101,7 @@ impl Interrupt {
         Interrupt(flag)
     }
 
-    fn asked(&self) -> bool {
+    pub fn asked(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
 }
@@ -118,6 +126,7 @@ impl Trainer {
             optimizer,
             ewc: None,
             losses: Vec::new(),
+            before: BTreeMap::new(),
             history: Vec::new(),
             eval_every: None,
             step: 0,
@@ -134,6 +143,16 @@ impl Trainer {
         let cast = |springs: Springs| springs.cast(&self.adapted, self.samples, self.recipe.batch);
         self.ewc = self.recipe.ewc.map(cast).transpose()?;
         Ok(())
+    }
+
+    /// What does not come to its end before the run does, where that is known: a warm-up, the form of what learns.
+    pub fn cut_short(&self) -> Vec<String> {
+        let (schedule, last) = (&self.pace.schedule, self.pace.last_step);
+        let form = self.adapted.method.settles_at().map(|(step, what)| (step, format!("{what} until step {step}")));
+        let warmup = schedule.warmup_steps;
+        let rate = (warmup, format!("--warmup raises the learning rate until step {warmup}"));
+        let beyond = form.into_iter().chain([rate]).filter(|(step, _)| *step > last && last > 0);
+        beyond.map(|(_, what)| format!("{what}, but this run ends at step {last}")).collect()
     }
 
     /// Steps until the recipe says stop, or Ctrl-C does. Checkpoints go to `out`.
@@ -175,10 +194,6 @@ impl Trainer {
         {
             resume::save(dir, self)?;
         }
-        if interrupted {
-            let place = out.map_or("no --out, so nothing was saved".into(), |d| format!("saved in {}", d.display()));
-            eprintln!("interrupted at step {}: {place}", self.step);
-        }
         let steps = self.step - first;
         Ok(Trained { seconds, steps, retained_peak_bytes: self.peak_bytes, interrupted })
     }
@@ -197,9 +212,17 @@ impl Trainer {
             !stopped
         };
         let Adapted { model, method, params, .. } = &mut self.adapted;
-        let mut moment =
-            Moment { step, seed, model: &mut **model, params, batches: &mut batches, goes_on: &mut goes_on };
-        let carry = match method.reshape(&mut moment)? {
+        let mut moment = Moment {
+            step,
+            seed,
+            model: &mut **model,
+            params,
+            batches: &mut batches,
+            goes_on: &mut goes_on,
+            beside: None,
+        };
+        let reshaped = method.reshape(&mut moment);
+        let carry = match reshaped.map_err(|e| options::blame(e, method.picks_by()))? {
             Some(carry) => carry,
             // What was attached to score with is taken off again.
             None if stopped => Carry::whole(),
@@ -228,7 +251,7 @@ impl Trainer {
     /// For a checkpoint.
     pub fn course(&self) -> Course {
         let observations = self.ewc.as_ref().map_or(0, Ewc::observations);
-        Course { pace: self.pace, history: self.history.clone(), observations }
+        Course { pace: self.pace, before: self.before.clone(), history: self.history.clone(), observations }
     }
 
     /// One optimizer step over `accumulate` micro-batches, each loss divided by the samples of them all.
@@ -352,7 +375,14 @@ impl Pass<'_> {
 
 /// `sum += part`, `part = 0`, on the CPU.
 fn add_and_clear(sum: &Grads, part: &Grads) -> Result<()> {
-    let (mut sum, mut part) = (sum.flat().write::<f32>("finetune")?, part.flat().write::<f32>("finetune")?);
+    match sum.flat().dtype() {
+        DType::F64 => add_and_clear_as::<f64>(sum, part),
+        _ => add_and_clear_as::<f32>(sum, part),
+    }
+}
+
+fn add_and_clear_as<T: Element + Default + AddAssign>(sum: &Grads, part: &Grads) -> Result<()> {
+    let (mut sum, mut part) = (sum.flat().write::<T>("finetune")?, part.flat().write::<T>("finetune")?);
     for (s, p) in sum.iter_mut().zip(part.iter_mut()) {
         *s += std::mem::take(p);
     }

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::builder::PossibleValuesParser;
-use graftwork::{DType, Device, Error, Result};
+use graftwork::{DType, Device, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{counted, device, output};
@@ -53,10 +53,8 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let device = open_executing(args.device.as_deref(), "verify")?;
-    if let Some(path) = &args.json {
-        output::prepare(path)?;
-    }
+    let device = device::open(args.device.as_deref(), "verify")?;
+    output::prepare(&[("--json", args.json.as_deref())], ("", None))?;
     let cases = chosen(args);
     let start = Instant::now();
     let bar = progress(cases.len());
@@ -75,19 +73,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     report.kernels = device.take_counters().map(counted::runs);
     report.finish(start.elapsed().as_secs_f64());
     report.print(args.all);
-    if let Some(path) = &args.json {
-        output::write_json(path, &report)?;
-    }
+    output::report(args.json.as_deref(), &report)?;
     Ok(if report.summary.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// The device that was asked for, if it computes anything.
-pub fn open_executing(name: Option<&str>, op: &'static str) -> Result<Device> {
-    let device = device::open(name)?;
-    if device.name() == "trace" {
-        return Err(Error::NotExecuted { device: device.name(), op });
-    }
-    Ok(device)
 }
 
 /// Of every op, in the order of the table.

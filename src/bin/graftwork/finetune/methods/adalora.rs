@@ -8,12 +8,12 @@ use graftwork::autograd::Grads;
 use graftwork::format::adapter::NativeAdapter;
 use graftwork::optim::{AdamW, Carry, DensitySchedule};
 use graftwork::tensor::{ParamSet, ParamSetBuilder};
-use graftwork::{Error, Result, Tensor};
+use graftwork::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Entry, Method, Model, Moment, Options, parse, ranks, to_value, told};
-use crate::finetune::options::{COUNT, FROM_0, Read, number, size, whole};
+use crate::finetune::options::{self, COUNT, FROM_0, Read, number, refused, size, whole};
 
 pub const ENTRY: Entry = Entry {
     name: "adalora",
@@ -68,14 +68,16 @@ struct Settings {
 impl Settings {
     fn from(options: &Options, steps: u64) -> Result<Self> {
         let (own, shared) = (&options.adalora, &options.lora);
+        // One that is given moves the other along.
+        let from = own.ranks_from.unwrap_or_else(|| (steps / 10).min(own.ranks_until.unwrap_or(u64::MAX)));
         let settings = Settings {
             rank: shared.rank,
             alpha: shared.alpha(),
             dropout: shared.dropout,
             targets: shared.targets(),
             target_rank: own.target_rank.unwrap_or(shared.rank.div_ceil(2)),
-            ranks_from: own.ranks_from.unwrap_or(steps / 10),
-            ranks_until: own.ranks_until.unwrap_or(steps / 2),
+            ranks_from: from,
+            ranks_until: own.ranks_until.unwrap_or_else(|| (steps / 2).max(from)),
             ranks_every: own.ranks_every,
             orthogonality: own.orthogonality,
         };
@@ -85,13 +87,9 @@ impl Settings {
 
     fn config(&self) -> Result<AdaLoraConfig> {
         if self.target_rank > self.rank {
-            return Err(Error::Value {
-                op: "finetune",
-                argument: "target-rank",
-                expected: format!("at most --rank, {}", self.rank),
-                got: self.target_rank.to_string(),
-            });
+            return Err(refused("--target-rank", format!("at most --rank, {}", self.rank), self.target_rank));
         }
+        options::require_order(("--ranks-from", self.ranks_from), ("--ranks-until", self.ranks_until))?;
         let end = self.target_rank as f64 / self.rank as f64;
         let schedule = DensitySchedule::new(1.0, end, self.ranks_from, self.ranks_until, self.ranks_every)?;
         let budget = Budget { orthogonality: self.orthogonality, ..Budget::new(schedule) };
@@ -174,6 +172,10 @@ impl Method for AdaLora {
             self.importance = Some(Importance::from_tensors([&sensitivity, &uncertainty])?);
         }
         Ok(())
+    }
+
+    fn settles_at(&self) -> Option<(u64, &'static str)> {
+        Some((self.settings.ranks_until, "--ranks-until takes ranks away"))
     }
 
     fn density(&self) -> Option<f64> {

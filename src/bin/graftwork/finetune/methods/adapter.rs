@@ -1,13 +1,13 @@
 //! Adapters without a gate: bottlenecks as published by five papers, and scales of columns.
 
+use graftwork::Result;
 use graftwork::adapters::{AdapterConfig, CompacterConfig, Ia3Config, SsfConfig, Trunk, parse_targets};
 use graftwork::tensor::ParamSetBuilder;
-use graftwork::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Entry, Method, open, to_value, told};
-use crate::finetune::options::{Read, WIDTH, size};
+use crate::finetune::options::{Read, WIDTH, modules, refused, size};
 
 pub const ADAPTER: Entry = Entry {
     name: "adapter",
@@ -68,7 +68,7 @@ pub struct AdapterOptions {
     #[arg(long, default_value_t = 1, value_parser = size(1..=WIDTH))]
     pub product_rank: usize,
     /// Linears that (IA)³ scales; fc2 at its input
-    #[arg(long, default_value = "k_proj,v_proj,fc2")]
+    #[arg(long, default_value = "k_proj,v_proj,fc2", value_parser = modules)]
     pub ia3_targets: String,
 }
 
@@ -91,10 +91,7 @@ impl Adapter {
             "pfeiffer" => AdapterConfig::pfeiffer(),
             "parallel" => AdapterConfig::parallel(),
             "vl-adapter" => AdapterConfig::vl_adapter(),
-            got => {
-                let expected = "houlsby, pfeiffer, parallel or vl-adapter".into();
-                return Err(Error::Value { op: "finetune", argument: "adapter", expected, got: got.into() });
-            }
+            got => return Err(refused("--adapter", "houlsby, pfeiffer, parallel or vl-adapter", got)),
         };
         Ok(AdapterConfig { reduction: self.reduction.unwrap_or(published.reduction), ..published })
     }
@@ -158,6 +155,10 @@ impl Method for Ia3 {
 
     fn note(&self) -> String {
         self.ia3_targets.clone()
+    }
+
+    fn picks_by(&self) -> &'static str {
+        "ia3-targets"
     }
 }
 

@@ -11,11 +11,12 @@ use graftwork::format::adapter::NativeAdapter;
 use graftwork::optim::{AdamW, Carry, DensitySchedule};
 use graftwork::tensor::{ParamSet, ParamSetBuilder};
 use graftwork::{Result, Tensor};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Entry, Method, Model, Moment, Options, Picture, to_value, told};
-use crate::finetune::options::{COUNT, FROM_0, PART, Read, SHARE, number, one_of, size, whole};
+use crate::finetune::options::{self, COUNT, FROM_0, PART, Read, SHARE, number, one_of, size, whole};
 
 pub const ENTRY: Entry = Entry {
     name: "block-sparse",
@@ -173,6 +174,7 @@ impl Moves {
         let (given_from, given_until) = (options.moves_from, options.moves_until);
         let from = given_from.unwrap_or_else(|| (steps / 20).min(given_until.unwrap_or(u64::MAX)));
         let until = given_until.unwrap_or_else(|| (steps * 3 / 10).max(from));
+        options::require_order(("--moves-from", from), ("--moves-until", until))?;
         let moves = Moves {
             density: options.density,
             density_start: options.start(share),
@@ -203,10 +205,14 @@ impl Moves {
         Ok(Moves { density_start: moves.density, regrow: 0.0, lasso: 0.0, ..moves })
     }
 
+    /// Whether there are any.
+    fn happen(&self) -> bool {
+        self.density_start != self.density || self.regrow > 0.0 || self.lasso > 0.0
+    }
+
     fn sparsity(&self) -> Result<Sparsity> {
-        let moves = self.density_start != self.density || self.regrow > 0.0 || self.lasso > 0.0;
         let (from, until) = (self.moves_from, self.moves_until);
-        let schedule = match moves {
+        let schedule = match self.happen() {
             true => DensitySchedule::new(self.density_start, self.density, from, until, self.moves_every)?,
             false => DensitySchedule::constant(self.density)?,
         };
@@ -218,8 +224,11 @@ impl Moves {
 }
 
 /// Settings that make a family, and how its blocks are chosen.
-pub trait Sparse: Serialize + for<'de> Deserialize<'de> + Send + Sync {
+pub trait Sparse: Serialize + DeserializeOwned + Send + Sync {
     type Family: Family + Send + Sync;
+
+    /// The option that names its sites.
+    const PICKS_BY: &'static str;
 
     fn family(&self) -> Result<Self::Family>;
 
@@ -261,6 +270,7 @@ impl BlockSparse {
 
 impl Sparse for BlockSparse {
     type Family = BlockSparseConfig;
+    const PICKS_BY: &'static str = "targets";
 
     fn family(&self) -> Result<BlockSparseConfig> {
         let low_rank =
@@ -294,7 +304,7 @@ pub struct Chosen<S: Sparse> {
 
 impl<S: Sparse> Chosen<S> {
     pub fn open(settings: &Value) -> Result<Self> {
-        let settings: S = serde_json::from_value(settings.clone()).map_err(|e| super::bad_settings(settings, &e))?;
+        let settings: S = super::parse(settings)?;
         let (family, sparsity) = (settings.family()?, settings.moves().sparsity()?);
         Ok(Chosen { settings, family, sparsity, patterns: Patterns::new(), shapes: Vec::new() })
     }
@@ -377,6 +387,15 @@ impl<S: Sparse> Method for Chosen<S> {
         self.shapes = self.family.shapes(model.trunk())?;
         self.patterns = take_patterns(dir, file, &self.shapes, self.family.block(), model.device())?;
         Ok(())
+    }
+
+    fn picks_by(&self) -> &'static str {
+        S::PICKS_BY
+    }
+
+    fn settles_at(&self) -> Option<(u64, &'static str)> {
+        let moves = self.settings.moves();
+        moves.happen().then_some((moves.moves_until, "--moves-until moves blocks"))
     }
 
     fn density(&self) -> Option<f64> {

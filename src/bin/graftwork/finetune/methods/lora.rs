@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Entry, Method, Model, open, to_value, told};
-use crate::finetune::options::{ABOVE_0, PART, Read, number, size};
+use crate::finetune::options::{ABOVE_0, PART, Read, modules, number, size};
 
 const READS: &[Read] = &[Read::always(&["targets", "rank", "alpha", "rslora", "dropout", "lora_plus_ratio"])];
 
@@ -34,7 +34,7 @@ pub const DORA: Entry = Entry {
 pub struct LoraOptions {
     /// Modules that get an adapter: names separated by commas, all-linear, or regex:PATTERN [default: q_proj,v_proj; all-linear for
     /// block-sparse]
-    #[arg(long)]
+    #[arg(long, value_parser = modules)]
     pub targets: Option<String>,
     /// Rank of each LoRA, 1 to 256
     #[arg(long, default_value_t = 8, value_parser = size(1..=256))]

@@ -28,7 +28,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::options::Read;
+use super::options::{Read, refused};
+use super::strict;
 use super::tasks::Model;
 pub use moment::Moment;
 
@@ -152,6 +153,16 @@ pub trait Method: Send + Sync {
         Ok(())
     }
 
+    /// The option that names the modules or places that it goes to.
+    fn picks_by(&self) -> &'static str {
+        "targets"
+    }
+
+    /// The step from which its form stays as it is, and what goes on before: `--moves-until moves blocks`. `None` for a method of one form.
+    fn settles_at(&self) -> Option<(u64, &'static str)> {
+        None
+    }
+
     /// Share of what could learn that does; `None` for a method of one form.
     fn density(&self) -> Option<f64> {
         None
@@ -195,17 +206,14 @@ pub struct Picture {
 }
 
 pub fn by_name(name: &str) -> Result<&'static Entry> {
-    ALL.iter().find(|entry| entry.name == name).ok_or_else(|| Error::Value {
-        op: "finetune",
-        argument: "method",
-        expected: ALL.iter().map(|e| e.name).collect::<Vec<_>>().join(", "),
-        got: name.into(),
-    })
+    let all = || ALL.iter().map(|e| e.name).collect::<Vec<_>>().join(", ");
+    ALL.iter().find(|entry| entry.name == name).ok_or_else(|| refused("--method", all(), name))
 }
 
 /// The method of that name with these settings, and what they put beside it.
 pub fn of_settings(name: &str, settings: &Value) -> Result<Box<dyn Method>> {
-    vce::beside((by_name(name)?.open)(settings)?, settings)
+    let entry = by_name(name)?;
+    vce::beside(settings, entry.open)
 }
 
 /// The names and their help, for the command line.
@@ -226,13 +234,13 @@ fn told(report: AttachReport) -> Result<String> {
 }
 
 /// A method from its settings.
-fn open<M: Method + DeserializeOwned + 'static>(settings: &Value) -> Result<Box<dyn Method>> {
+fn open<M: Method + Serialize + DeserializeOwned + 'static>(settings: &Value) -> Result<Box<dyn Method>> {
     Ok(Box::new(parse::<M>(settings)?))
 }
 
 /// Settings as a method has them.
-fn parse<M: DeserializeOwned>(settings: &Value) -> Result<M> {
-    serde_json::from_value(settings.clone()).map_err(|e| bad_settings(settings, &e))
+fn parse<M: Serialize + DeserializeOwned>(settings: &Value) -> Result<M> {
+    strict::read(settings).map_err(|e| bad_settings(settings, &e))
 }
 
 /// Settings as the recipe holds them.
@@ -240,7 +248,7 @@ fn to_value(settings: &impl Serialize) -> Result<Value> {
     serde_json::to_value(settings).map_err(|e| bad_settings(&Value::Null, &e))
 }
 
-fn bad_settings(settings: &Value, error: &serde_json::Error) -> Error {
+fn bad_settings(settings: &Value, error: &dyn std::fmt::Display) -> Error {
     let expected = format!("the settings of this method ({error})");
     Error::Value { op: "finetune", argument: "settings", expected, got: settings.to_string() }
 }

@@ -19,9 +19,26 @@ pub struct Moment<'a> {
     pub batches: &'a mut dyn FnMut(u64) -> Vec<usize>,
     /// Told before each batch how many are done of how many; says whether to go on.
     pub goes_on: &'a mut dyn FnMut(u64, u64) -> bool,
+    /// Attaches what learns beside the method, and is part of the model that a gradient is taken of.
+    pub beside: Option<Attach<'a>>,
 }
 
+pub type Attach<'a> = &'a dyn Fn(&mut dyn Trunk, &mut ParamSetBuilder) -> Result<()>;
+
 impl Moment<'_> {
+    /// The same moment for a method that has something beside it.
+    pub fn with<'b>(&'b mut self, beside: Attach<'b>) -> Moment<'b> {
+        Moment {
+            step: self.step,
+            seed: self.seed,
+            model: &mut *self.model,
+            params: self.params,
+            batches: &mut *self.batches,
+            goes_on: &mut *self.goes_on,
+            beside: Some(beside),
+        }
+    }
+
     pub fn device(&self) -> Device {
         self.model.device().clone()
     }
@@ -36,6 +53,9 @@ impl Moment<'_> {
         let mut builder = ParamSetBuilder::new();
         self.model.learn_heads(&mut builder)?;
         attach(self.model.trunk(), &mut builder)?;
+        if let Some(beside) = self.beside {
+            beside(self.model.trunk(), &mut builder)?;
+        }
         let params = builder.build(self.model.device(), self.model.dtype(), self.seed)?;
         Carry::whole().values(self.params, &params)?;
         let mut grads = Grads::zeros(&params)?;

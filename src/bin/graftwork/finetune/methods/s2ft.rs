@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::block_sparse::{BLOCKS, Chosen, Moves, SCORED, Sparse};
 use super::{Entry, Options, to_value};
-use crate::finetune::options::Read;
+use crate::finetune::options::{Read, names, refused};
 
 pub const ENTRY: Entry = Entry {
     name: "s2ft",
@@ -19,7 +19,7 @@ pub const ENTRY: Entry = Entry {
 #[derive(clap::Args)]
 pub struct S2ftOptions {
     /// Pairs of linears, maker:reader, separated by commas; of a maker's readers the trunk must have one
-    #[arg(long, default_value = "fc1:fc2,v_proj:o_proj,v_proj:out_proj")]
+    #[arg(long, default_value = "fc1:fc2,v_proj:o_proj,v_proj:out_proj", value_parser = names)]
     pub pairs: String,
     /// Let the makers' rows learn too, beside the readers' columns
     #[arg(long)]
@@ -52,6 +52,7 @@ impl S2ft {
 
 impl Sparse for S2ft {
     type Family = CoupledConfig;
+    const PICKS_BY: &'static str = "pairs";
 
     fn family(&self) -> Result<CoupledConfig> {
         let pair = |text: &str| {
@@ -59,12 +60,7 @@ impl Sparse for S2ft {
             Some(Coupled { first: first.into(), second: second.into() })
         };
         let pairs: Option<Vec<Coupled>> = self.pairs.split(',').map(pair).collect();
-        let bad = || graftwork::Error::Value {
-            op: "finetune",
-            argument: "pairs",
-            expected: "maker:reader, such as fc1:fc2".into(),
-            got: self.pairs.clone(),
-        };
+        let bad = || refused("--pairs", "maker:reader, such as fc1:fc2", &self.pairs);
         let (block, both, allocation) = (self.block, self.both_sides, self.allocation);
         Ok(CoupledConfig { pairs: pairs.ok_or_else(bad)?, block, both, allocation })
     }

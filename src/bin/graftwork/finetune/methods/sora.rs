@@ -123,6 +123,12 @@ impl Method for Sora {
         Ok(())
     }
 
+    fn settles_at(&self) -> Option<(u64, &'static str)> {
+        let GateSchedule { dense_steps, stages, stage_steps, .. } = self.settings.schedule;
+        let last = dense_steps.saturating_add(stages.saturating_mul(stage_steps));
+        Some((last, "--dense-steps and --stages of --stage-steps prune ranks"))
+    }
+
     fn density(&self) -> Option<f64> {
         Some(ranks::density(&self.ranks, self.settings.rank))
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::block_sparse::{BLOCKS, Chosen, LASSO, MOVED, Moves, SCORED, Sparse, TIMES};
 use super::{Entry, Options, to_value};
-use crate::finetune::options::{ABOVE_0, FROM_0, Read, WIDTH, number, size};
+use crate::finetune::options::{ABOVE_0, FROM_0, Read, WIDTH, names, number, refused, size};
 
 pub const ENTRY: Entry = Entry {
     name: "sparse-adapter",
@@ -27,7 +27,7 @@ pub const ENTRY: Entry = Entry {
 #[derive(clap::Args)]
 pub struct SparseAdapterOptions {
     /// Sub-layers that get a bottleneck, separated by commas
-    #[arg(long, default_value = "attention,mlp")]
+    #[arg(long, default_value = "attention,mlp", value_parser = names)]
     pub places: String,
     /// Width of a bottleneck, a multiple of --block
     #[arg(long, default_value_t = 32, value_parser = size(16..=WIDTH))]
@@ -58,6 +58,12 @@ struct SparseAdapter {
 impl SparseAdapter {
     fn from(options: &Options, steps: u64) -> Result<Self> {
         let own = &options.sparse_adapter;
+        // Both are small enough to be multiplied.
+        let width = own.width as u64 * own.large_sparse as u64;
+        if width > WIDTH {
+            let expected = format!("a bottleneck at most {WIDTH} wide with --width {}", own.width);
+            return Err(refused("--large-sparse", expected, format!("{}, which makes {width}", own.large_sparse)));
+        }
         Ok(SparseAdapter {
             places: own.places.clone(),
             width: own.width,
@@ -72,6 +78,7 @@ impl SparseAdapter {
 
 impl Sparse for SparseAdapter {
     type Family = SparseAdapterConfig;
+    const PICKS_BY: &'static str = "places";
 
     fn family(&self) -> Result<SparseAdapterConfig> {
         let config = SparseAdapterConfig {

@@ -2,17 +2,17 @@
 
 use std::path::Path;
 
-use graftwork::adapters::{Trunk, VceConfig};
+use graftwork::adapters::{AttachReport, Trunk, VceConfig};
 use graftwork::autograd::Grads;
 use graftwork::format::adapter::NativeAdapter;
 use graftwork::optim::{AdamW, Carry};
 use graftwork::tensor::{ParamSet, ParamSetBuilder};
-use graftwork::{Error, Result, Tensor};
+use graftwork::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{Method, Model, Moment, Picture, parse, to_value};
-use crate::finetune::options::{Read, WIDTH, size};
+use crate::finetune::options::{Read, WIDTH, refused, size};
 
 /// Of a task whose trunk has patches.
 pub const READS: Read = Read::always(&["vce"]);
@@ -84,12 +84,33 @@ pub fn add_to(settings: &mut Map<String, Value>, options: &VceOptions) -> Result
     own.add_to(settings)
 }
 
-/// `method` with the module beside it that its settings ask for, if they do.
-pub fn beside(method: Box<dyn Method>, settings: &Value) -> Result<Box<dyn Method>> {
-    if settings.get("vce") != Some(&Value::Bool(true)) {
+/// The method that `open` makes of its own settings, with the module beside it that the others ask for, if there are any.
+pub fn beside(settings: &Value, open: impl FnOnce(&Value) -> Result<Box<dyn Method>>) -> Result<Box<dyn Method>> {
+    let all = settings.as_object().cloned().unwrap_or_default();
+    let (vce, own): (Map<_, _>, Map<_, _>) = all.into_iter().partition(|(name, _)| name.starts_with("vce"));
+    let method = open(&Value::Object(own))?;
+    if vce.is_empty() {
         return Ok(method);
     }
-    Ok(Box::new(Beside { method, settings: parse(settings)? }))
+    Ok(Box::new(Beside { method, settings: parse(&Value::Object(vce))? }))
+}
+
+impl Settings {
+    fn config(&self, trunk: &mut dyn Trunk) -> Result<VceConfig> {
+        let depth = trunk.tap()?.map_or(0, |tap| tap.depth());
+        let Settings { vce_depths: count, vce_anchor: anchor, vce_heads: heads, vce_points: points, vce_bare, .. } =
+            *self;
+        if count > depth + 1 {
+            let expected = format!("at most {}, the depths of this trunk", depth + 1);
+            return Err(refused("--vce-depths", expected, count));
+        }
+        let depths = (depth + 1 - count..=depth).collect();
+        Ok(VceConfig { depths, anchor, heads, points, post_norm: !vce_bare })
+    }
+
+    fn attach(&self, trunk: &mut dyn Trunk, params: &mut ParamSetBuilder) -> Result<AttachReport> {
+        self.config(trunk)?.attach(trunk, params)
+    }
 }
 
 struct Beside {
@@ -97,25 +118,19 @@ struct Beside {
     settings: Settings,
 }
 
-impl Beside {
-    fn config(&self, trunk: &mut dyn Trunk) -> Result<VceConfig> {
-        let depth = trunk.tap()?.map_or(0, |tap| tap.depth());
-        let Settings { vce_depths: count, vce_anchor: anchor, vce_heads: heads, vce_points: points, vce_bare, .. } =
-            self.settings;
-        if count > depth + 1 {
-            let expected = format!("at most {}, the depths of this trunk", depth + 1);
-            return Err(Error::Value { op: "finetune", argument: "vce-depths", expected, got: count.to_string() });
-        }
-        let depths = (depth + 1 - count..=depth).collect();
-        Ok(VceConfig { depths, anchor, heads, points, post_norm: !vce_bare })
-    }
-}
-
 impl Method for Beside {
     fn attach(&self, trunk: &mut dyn Trunk, params: &mut ParamSetBuilder) -> Result<String> {
         let summary = self.method.attach(trunk, params)?;
-        let report = self.config(trunk)?.attach(trunk, params)?;
+        let report = self.settings.attach(trunk, params)?;
         Ok(format!("{summary}; vce, {} trainable numbers", report.params()))
+    }
+
+    fn picks_by(&self) -> &'static str {
+        self.method.picks_by()
+    }
+
+    fn settles_at(&self) -> Option<(u64, &'static str)> {
+        self.method.settles_at()
     }
 
     fn note(&self) -> String {
@@ -139,7 +154,8 @@ impl Method for Beside {
     }
 
     fn reshape(&mut self, moment: &mut Moment) -> Result<Option<Carry>> {
-        self.method.reshape(moment)
+        let Beside { method, settings } = self;
+        method.reshape(&mut moment.with(&|trunk, params| settings.attach(trunk, params).map(drop)))
     }
 
     fn before_step(&mut self, step: u64, params: &ParamSet, grads: &Grads) -> Result<()> {

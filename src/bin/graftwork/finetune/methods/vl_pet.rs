@@ -10,34 +10,38 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Entry, Method, open, to_value};
-use crate::finetune::options::{ABOVE_0, FROM_0, Read, WIDTH, number, size};
+use crate::finetune::Args;
+use crate::finetune::options::{ABOVE_0, FROM_0, Read, WIDTH, names, number, refused, size};
 
 pub const ENTRY: Entry = Entry {
     name: "vl-pet",
     about: "Bottlenecks after each sub-layer, behind a gate of chosen granularity",
-    reads: &[Read::always(&[
-        "variant",
-        "bottleneck",
-        "heads",
-        "head_layout",
-        "gate_rank",
-        "gate_scale",
-        "start",
-        "start_std",
-        "value_rank",
-        "decoder_places",
-        "real_tokens",
-        "frozen_norms",
-    ])],
+    reads: &[
+        Read::always(&["variant", "bottleneck", "heads", "head_layout", "gate_scale", "start", "start_std"]),
+        Read::when(&["gate_rank"], "with --variant large or auto", |args| tries(args, Variant::Large)),
+        Read::when(&["trial_steps"], "with --variant auto", |args| args.methods.vl_pet.variant == OPEN),
+        Read::when(DECODER, "with --task caption", |args| args.task == "caption"),
+        Read::when(&["real_tokens"], "with --task caption and --variant small or auto", |args| {
+            args.task == "caption" && tries(args, Variant::Small)
+        }),
+    ],
     settings: |o, _| VlPet::from(&o.vl_pet),
     open: open::<VlPet>,
 };
+
+/// What only an encoder-decoder has.
+const DECODER: &[&str] = &["value_rank", "decoder_places", "frozen_norms"];
+
+fn tries(args: &Args, variant: Variant) -> bool {
+    let named = &args.methods.vl_pet.variant;
+    named == OPEN || named.split(',').any(|name| name.trim() == variant.name())
+}
 
 #[derive(clap::Args)]
 pub struct VlPetOptions {
     /// What the gate tells apart: values (large), tokens (middle-x), features (middle-y) or samples (small). Several, separated by commas,
     /// are trained one after another and compared; auto tries all, each at the largest ranks up to those given that --budget allows
-    #[arg(long, alias = "granularity", default_value = "large")]
+    #[arg(long, alias = "granularity", default_value = "large", value_parser = variants)]
     pub variant: String,
     /// Rank of each bottleneck
     #[arg(long, default_value_t = 8, value_parser = size(1..=WIDTH))]
@@ -46,7 +50,7 @@ pub struct VlPetOptions {
     #[arg(long, default_value_t = 4, value_parser = size(1..=WIDTH))]
     pub heads: usize,
     /// Which side has heads: down, up, down-up or pair
-    #[arg(long, default_value = "down")]
+    #[arg(long, default_value = "down", value_parser = ["down", "up", "down-up", "pair"])]
     pub head_layout: String,
     /// Rank of the gate of large [default: as --bottleneck]
     #[arg(long, value_parser = size(1..=WIDTH))]
@@ -55,7 +59,7 @@ pub struct VlPetOptions {
     #[arg(long, default_value_t = 1.0, value_parser = number(ABOVE_0))]
     pub gate_scale: f64,
     /// Starting values as published for bart (all small) or t5 (updates at zero)
-    #[arg(long, default_value = "bart")]
+    #[arg(long, default_value = "bart", value_parser = ["bart", "t5"])]
     pub start: String,
     /// Spread of the starting values; 0.02 is published, for trunks of 768 features
     #[arg(long, default_value_t = 0.02, value_parser = number(FROM_0))]
@@ -98,6 +102,14 @@ const PARTS: usize = 8;
 
 /// The value projections of cross-attention in BART and in T5.
 const CROSS_VALUES: [&str; 2] = ["encoder_attn.v_proj", "EncDecAttention.v"];
+
+/// Variants, or the word that leaves them open.
+fn variants(text: &str) -> std::result::Result<String, String> {
+    let all = Variant::ALL.map(Variant::name);
+    let expected = || format!("expected {}, several separated by commas, each once; or {OPEN}", all.join(", "));
+    let known = |name: &str| text == OPEN || all.contains(&name.trim());
+    names(text).ok().filter(|text| text.split(',').all(known)).ok_or_else(expected)
+}
 
 impl VlPet {
     fn from(options: &VlPetOptions) -> Result<Value> {
@@ -144,10 +156,7 @@ impl VlPet {
         let start = match self.start.as_str() {
             "bart" => Start::BART,
             "t5" => Start::T5,
-            got => {
-                let expected = "bart or t5".into();
-                return Err(Error::Value { op: "finetune", argument: "start", expected, got: got.into() });
-            }
+            got => return Err(refused("--start", "bart or t5", got)),
         };
         let sides = if self.decoder_places { Sides::Both } else { Sides::Encoder };
         Ok(VlPetConfig {

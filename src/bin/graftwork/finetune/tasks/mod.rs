@@ -16,7 +16,7 @@ use graftwork::tensor::{ParamSet, ParamSetBuilder};
 use graftwork::{DType, Device, Error, Result};
 
 use super::Args;
-use super::options::Read;
+use super::options::{Read, refused};
 
 pub const ALL: &[Entry] = &[digits::ENTRY, multi::ENTRY, caption::ENTRY, graph::ENTRY];
 
@@ -89,12 +89,8 @@ pub trait Model: Send + Sync {
 }
 
 pub fn by_name(name: &str) -> Result<&'static Entry> {
-    ALL.iter().find(|entry| entry.name == name).ok_or_else(|| Error::Value {
-        op: "finetune",
-        argument: "task",
-        expected: ALL.iter().map(|e| e.name).collect::<Vec<_>>().join(", "),
-        got: name.into(),
-    })
+    let all = || ALL.iter().map(|e| e.name).collect::<Vec<_>>().join(", ");
+    ALL.iter().find(|entry| entry.name == name).ok_or_else(|| refused("--task", all(), name))
 }
 
 /// The names and their help, for the command line.

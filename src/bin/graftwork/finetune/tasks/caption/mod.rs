@@ -14,7 +14,7 @@ use graftwork::tensor::{ParamSet, ParamSetBuilder};
 use graftwork::{DType, Device, Error, Result};
 
 use super::{Entry, Model, Task};
-use crate::finetune::options::TRAINING;
+use crate::finetune::options::{COMPARED, LOOKED, TRAINING};
 use data::{Batch, Captions, FEATURES, IGNORED, Part};
 
 pub const ENTRY: Entry = Entry {
@@ -23,7 +23,7 @@ pub const ENTRY: Entry = Entry {
     trunk: "data/captions/trunk",
     data: "data/captions",
     methods: &["lora"],
-    reads: &[TRAINING],
+    reads: &[TRAINING, LOOKED, COMPARED],
     open: |dir, validation| Ok(Box::new(Job(Arc::new(Captions::load(dir)?.judged_within(validation))))),
     study: None,
 };

@@ -14,7 +14,7 @@ use graftwork::{DType, Device, Result};
 
 use super::{Entry, Model, Task};
 use crate::finetune::methods::vce;
-use crate::finetune::options::TRAINING;
+use crate::finetune::options::{COMPARED, LOOKED, TRAINING};
 pub use data::{Digits, SIDE, Samples};
 
 pub const ENTRY: Entry = Entry {
@@ -23,7 +23,7 @@ pub const ENTRY: Entry = Entry {
     trunk: "data/digits/trunk",
     data: "data/digits",
     methods: &["lora"],
-    reads: &[TRAINING, vce::READS, vce::FORM],
+    reads: &[TRAINING, LOOKED, COMPARED, vce::READS, vce::FORM],
     open: |dir, validation| Ok(Box::new(Job::new(Digits::load(dir, UNSEEN)?.judged_within(validation)))),
     study: None,
 };

@@ -21,7 +21,7 @@ use super::Entry;
 use super::digits::Digits;
 use crate::finetune::Args;
 use crate::finetune::methods::ga_net::{GaNetOptions, GraphOf};
-use crate::finetune::options::{COUNT, Read, number, size, whole};
+use crate::finetune::options::{COUNT, Read, blame_file, number, refused, repeated, size, whole};
 use crate::output::{self, say};
 use study::{Cell, Judge, Learner, Nodes, Recipe};
 
@@ -31,7 +31,12 @@ pub const ENTRY: Entry = Entry {
     trunk: "data/digits/trunk",
     data: "data/digits",
     methods: &["ga-net", "linear-probe"],
-    reads: &[Read::always(&["labels", "seeds", "threshold", "top_k", "weighted", "noise", "validation"])],
+    reads: &[
+        Read::always(&["labels", "seeds", "noise", "validation"]),
+        Read::when(&["threshold", "top_k", "weighted"], "with --method ga-net or --plot", |args| {
+            args.plot.is_some() || args.method.iter().any(|method| method == "ga-net")
+        }),
+    ],
     open: |_, _| Err(not_stepwise()),
     study: Some(run),
 };
@@ -102,12 +107,11 @@ pub struct Point {
 fn run(args: &Args, device: &Device) -> Result<ExitCode> {
     let options = &args.graph;
     let learners = learners(args)?;
-    if options.labels.iter().enumerate().any(|(i, labels)| options.labels[..i].contains(labels)) {
-        return Err(bad("labels", "each number once", format!("{:?}", options.labels)));
-    }
     let data = args.data.as_deref().unwrap_or(Path::new(ENTRY.data));
-    let digits = Digits::load(data, 5..10)?;
-    let nodes = on_workers(|| Nodes::new(&digits, &args.trunk()?, device))?;
+    let digits = Digits::load(data, 5..10).map_err(|e| blame_file(e, "--data"))?;
+    let nodes = on_workers(|| Nodes::new(&digits, &args.trunk()?, device));
+    let nodes = nodes.map_err(|e| blame_file(e, "--trunk"))?;
+    require_labels(options, &nodes, args.validation)?;
     say!(
         "digits 5 to 9: {} nodes to learn on, {} held out; each an image and about {} words; trunk {}; device {}",
         nodes.train.len(),
@@ -116,11 +120,6 @@ fn run(args: &Args, device: &Device) -> Result<ExitCode> {
         args.trunk()?.display(),
         device.name()
     );
-    // Some are left to be judged by, where those without a label judge.
-    let least = nodes.train.fewest().saturating_sub(usize::from(args.validation));
-    if let Some(labels) = options.labels.iter().find(|&&labels| labels > least) {
-        return Err(bad("labels", &format!("at most {least} of each class, as there are"), labels));
-    }
     let joined =
         |threshold| CosineOptions { threshold, top_k: options.top_k, symmetric: true, weighted: options.weighted };
     let sweep_seeds = if args.plot.is_some() { options.seeds.min(study::SWEEP_SEEDS) } else { 0 };
@@ -175,16 +174,14 @@ fn run(args: &Args, device: &Device) -> Result<ExitCode> {
         for noise in study::NOISES {
             report.noises.push(point(noise, options.threshold, noise, alone(noise)?)?);
         }
-        plot::write(path, labels, &report.thresholds, &report.noises)?;
+        plot::write(path, labels, &report.thresholds, &report.noises).map_err(|e| e.within("--plot"))?;
     }
     bar.finish_and_clear();
     if let Some(path) = &args.plot {
         let labels = options.labels[0];
         say!("{}: accuracy by threshold and by noise, {labels} labels a class, {sweep_seeds} seeds", path.display());
     }
-    if let Some(path) = &args.json {
-        output::write_json(path, &report)?;
-    }
+    output::report(args.json.as_deref(), &report)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -203,14 +200,21 @@ fn learners(args: &Args) -> Result<Vec<Learner>> {
         match method.as_str() {
             "ga-net" => all.extend([Learner::GaNet, Learner::WithoutGraph]),
             "linear-probe" => all.push(Learner::LinearProbe),
-            other => return Err(bad("method", "ga-net, linear-probe", other)),
+            other => return Err(refused("--method", "ga-net, linear-probe", other)),
         }
     }
     Ok(all)
 }
 
-fn bad(argument: &'static str, expected: &str, got: impl ToString) -> Error {
-    Error::Value { op: "finetune", argument, expected: expected.into(), got: got.to_string() }
+/// Every number of labels once, and no more than there are of each class; where the others judge, one is left to.
+fn require_labels(graph: &GraphOptions, nodes: &Nodes, validation: bool) -> Result<()> {
+    if let Some(twice) = repeated(&graph.labels) {
+        return Err(refused("--labels", "each number once", format!("{:?} with {twice} twice", graph.labels)));
+    }
+    let most = nodes.train.fewest().saturating_sub(usize::from(validation));
+    let Some(above) = graph.labels.iter().find(|labels| **labels > most) else { return Ok(()) };
+    let left = if validation { ", to leave one without a label" } else { "" };
+    Err(refused("--labels", format!("at most {most}, by the training images of the rarest class{left}"), above))
 }
 
 fn table(report: &Report, labels: &[usize]) -> String {

@@ -142,7 +142,7 @@ impl Nodes {
         Reference::new(train, *options)
     }
 
-    /// As many of each class as there are, at most `labels`, drawn by the seed.
+    /// `labels` of each class, drawn by the seed.
     fn labelled(&self, labels: usize, seed: u64) -> Vec<usize> {
         let dice = Stream::named(seed, 0, "labels");
         let mut chosen = Vec::new();

@@ -10,7 +10,7 @@ use graftwork::{DType, Device, Result};
 use super::digits::{Classifier, Digits, Part, SIDE, Samples, UNSEEN};
 use super::{Entry, Model, Task};
 use crate::finetune::methods::vce;
-use crate::finetune::options::TRAINING;
+use crate::finetune::options::{COMPARED, LOOKED, TRAINING};
 
 pub const ENTRY: Entry = Entry {
     name: "multi",
@@ -18,7 +18,7 @@ pub const ENTRY: Entry = Entry {
     trunk: "data/digits/trunk",
     data: "data/digits",
     methods: &["dual-lora", "lora"],
-    reads: &[TRAINING, vce::READS, vce::FORM],
+    reads: &[TRAINING, LOOKED, COMPARED, vce::READS, vce::FORM],
     open: |dir, validation| Ok(Box::new(Job::new(&Digits::load(dir, UNSEEN)?.judged_within(validation)))),
     study: None,
 };
