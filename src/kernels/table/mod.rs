@@ -144,6 +144,17 @@ const COLUMN_GATE: Family = Family {
     ],
 };
 
+const JOIN: Family = Family {
+    source: "join.cu",
+    class: Class::Portable,
+    defines: &[("JOIN_THREADS", 256)],
+    kernels: &[
+        plain("join_copy_f32_t256_sm80", 40),
+        plain("join_copy_f16_t256_sm80", 40),
+        plain("join_copy_bf16_t256_sm80", 40),
+    ],
+};
+
 const KRONECKER: Family = Family {
     source: "kronecker.cu",
     class: Class::Portable,
@@ -313,6 +324,7 @@ pub const FAMILIES: &[Family] = &[
     FROZEN_LINEAR_HOPPER_256,
     GRANULAR_SCALE,
     GRAPH_ATTENTION,
+    JOIN,
     KRONECKER,
     MAGNITUDE,
     NORM,

@@ -189,6 +189,8 @@ pub fn all(dtype: DType) -> Vec<Entry> {
         entry(Small, t.pool(Pooling::ClassToken, [32, 17, 64])),
         entry(Small, t.pool(Pooling::Mean, [32, 17, 64])),
         entry(Model, t.pool(Pooling::Mean, [8, 197, 768])),
+        entry(Small, t.join((32, [16, 9], 64))),
+        entry(Model, t.join((256, [40, 1], 768))),
         entry(Small, t.cross_entropy(32, 5)),
         entry(Model, t.cross_entropy(256, 32_000)),
         entry(Small, t.adamw(8_192)),
@@ -395,6 +397,12 @@ impl Table {
             forward: Cost::copy(desc.flops(), desc.bytes()),
             backward: Cost::copy(product(&[b, d]), product(&[b, t + 1, d]) * self.size),
         }
+    }
+
+    fn join(&self, parts: (usize, [usize; 2], usize)) -> Subject {
+        let (b, [t, s], d) = parts;
+        let cost = Cost::copy(0, 2 * product(&[b, t + s, d]) * self.size);
+        Subject::Call { case: cases::tokens::joined(parts), forward: cost, backward: cost }
     }
 
     fn cross_entropy(&self, m: usize, c: usize) -> Subject {

@@ -1,7 +1,7 @@
-//! Embeddings and pooling.
+//! Embeddings, pooling and joined sequences.
 
 use graftwork::DType;
-use graftwork::ops::{Pooling, embedding, patch_embedding, pool};
+use graftwork::ops::{Pooling, embedding, join, patch_embedding, pool};
 
 use crate::verify::case::{Arithmetic, Case, Judge};
 
@@ -39,8 +39,23 @@ const TILES: [Image; 5] = [
     Image(1, 17, [9, 7], 1, 40),
 ];
 
+/// b, tokens of either part, d: parts that begin at multiples of 16 bytes and parts that do not, and parts that are empty.
+const PARTS: [(usize, [usize; 2], usize); 8] = [
+    (0, [2, 3], 5),
+    (1, [1, 1], 1),
+    (2, [3, 2], 7),
+    (3, [0, 4], 8),
+    (3, [5, 0], 4),
+    (33, [16, 9], 8),
+    (5, [31, 1], 64),
+    (2, [1, 33], 129),
+];
+
 pub fn all() -> Vec<Case> {
     let mut cases = Vec::new();
+    cases.extend(PARTS.map(joined));
+    cases.extend([PARTS[2], PARTS[5]].map(|parts| joined(parts).all_inputs()));
+    cases.push(joined(PARTS[6]).unaligned());
     for shape in WIDTHS {
         cases.push(looked_up(shape, DType::I64, Judge::Exact));
         cases.push(pooled((shape.0, 4, shape.2), Pooling::Mean, Judge::Exact));
@@ -105,4 +120,12 @@ pub fn pooled((b, t, d): (usize, usize, usize), pooling: Pooling, judge: Judge) 
     Case::new(op, format!("b={b} {t}x{d}"), judge)
         .input("x", &[b, t, d], Arithmetic::depth(2))
         .call(Arithmetic::depth(terms), move |tape, given| pool(tape, given.var("x")?, pooling))
+}
+
+/// Copies, exact on any data; the second part is a parameter, to whose gradient is added.
+pub fn joined((b, [t, s], d): (usize, [usize; 2], usize)) -> Case {
+    Case::new("join", format!("b={b} {t}+{s}x{d}"), Judge::Exact)
+        .input("first", &[b, t, d], Arithmetic::NONE)
+        .param("second", &[b, s, d], Arithmetic::depth(1))
+        .call(Arithmetic::NONE, |tape, given| join(tape, given.var("first")?, given.var("second")?))
 }
