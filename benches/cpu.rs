@@ -11,7 +11,7 @@ use graftwork::autograd::{Grads, Tape, Var};
 use graftwork::graph::{Adjacency, Csr};
 use graftwork::models::vit::Vit;
 use graftwork::ops::{
-    Activation, AttentionOptions, CosineOptions, CrossEntropyOptions, LowRank, Reduce, Transposed, activation,
+    Activation, AttentionOptions, CosineOptions, CrossEntropyOptions, LowRank, Mid, Reduce, Transposed, activation,
     attention, block_sparse_linear, cosine_graph, cross_entropy, dds, frozen_linear, layer_norm, scale_add, sdd, spmm,
 };
 use graftwork::optim::{AdamW, AdamWConfig};
@@ -75,7 +75,7 @@ fn linear(c: &mut Criterion) {
         });
         group.bench_function(BenchmarkId::new(format!("frozen, bias, r={r}"), &shape), |bench| {
             bench.iter(|| {
-                let update = LowRank { a: &a, b: &b, scale: 2.0, dropout: 0.0, site: 0 };
+                let update = LowRank { a: &a, b: &b, mid: Mid::Identity, scale: 2.0, dropout: 0.0, site: 0 };
                 frozen_linear(&mut Tape::inference(&params), &x, &weight, Some(&bias), Some(update)).unwrap()
             });
         });
@@ -109,7 +109,7 @@ fn linear_step(c: &mut Criterion) {
                 let mut tape = Tape::deterministic(&params);
                 let x = tape.input(x.clone());
                 let (a, b) = (tape.param(a).unwrap(), tape.param(b).unwrap());
-                let update = LowRank { a: &a, b: &b, scale: 2.0, dropout: 0.0, site: 0 };
+                let update = LowRank { a: &a, b: &b, mid: Mid::Identity, scale: 2.0, dropout: 0.0, site: 0 };
                 let y = frozen_linear(&mut tape, &x, &weight, None, Some(update)).unwrap();
                 tape.backward_with(&y, dy.clone(), &mut grads).unwrap()
             });

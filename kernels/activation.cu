@@ -4,6 +4,7 @@
 // the last whole unit go one each to the first threads. Limited by memory in 16-bit formats; the error function comes close to
 // the arithmetic limit in f32.
 
+#include "tile/activation.cuh"
 #include "tile/elements.cuh"
 
 #ifndef ACTIVATION_THREADS
@@ -22,56 +23,18 @@ struct Params {
 };
 static_assert(sizeof(Params) == 48 && offsetof(Params, activation) == 32, "mirrors gpu.rs");
 
-// The order of `enum Activation` in src/ops/activation/mod.rs.
-enum Activation : uint32_t { RELU, GELU, GELU_TANH, QUICK_GELU, SILU };
-
-constexpr float ROOT = 0.7978845608028654f;      // √(2/π)
-constexpr float CUBIC = 0.044715f;
-constexpr float QUICK = 1.702f;
-constexpr float DENSITY = 0.3989422804014327f;   // 1/√(2π)
-constexpr float ROOT_HALF = 0.7071067811865476f;
-
-__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
-
-template <Activation A>
-__device__ __forceinline__ float value(float x) {
-    // Written so that NaN passes.
-    if constexpr (A == RELU) return x < 0.0f ? 0.0f : x;
-    if constexpr (A == GELU) return 0.5f * x * (1.0f + erff(x * ROOT_HALF));
-    if constexpr (A == GELU_TANH) return 0.5f * x * (1.0f + tanhf(ROOT * (x + CUBIC * x * x * x)));
-    if constexpr (A == QUICK_GELU) return x * sigmoid(QUICK * x);
-    if constexpr (A == SILU) return x * sigmoid(x);
-}
-
-template <Activation A>
-__device__ __forceinline__ float gradient(float dy, float x) {
-    if constexpr (A == RELU) return x <= 0.0f ? 0.0f : dy;
-    if constexpr (A == GELU) {
-        const float density = DENSITY * expf(-0.5f * x * x);
-        return dy * (0.5f * (1.0f + erff(x * ROOT_HALF)) + x * density);
-    }
-    if constexpr (A == GELU_TANH) {
-        const float t = tanhf(ROOT * (x + CUBIC * x * x * x));
-        const float slope = ROOT * (1.0f + 3.0f * CUBIC * x * x);
-        return dy * (0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * slope);
-    }
-    if constexpr (A == QUICK_GELU || A == SILU) {
-        const float u = A == SILU ? x : QUICK * x;
-        const float s = sigmoid(u);
-        return dy * (s + u * s * (1.0f - s));
-    }
-}
+using namespace tile;
 
 template <Activation A, typename T, int N, bool BACKWARD>
 __device__ __forceinline__ void unit(const Params& p, size_t first) {
     float x[N], out[N];
-    tile::load<T, N>(static_cast<const T*>(p.x) + first, x);
+    load<T, N>(static_cast<const T*>(p.x) + first, x);
     T* to = static_cast<T*>(p.out) + first;
     if constexpr (BACKWARD) {
         float dy[N];
-        tile::load<T, N>(static_cast<const T*>(p.dy) + first, dy);
+        load<T, N>(static_cast<const T*>(p.dy) + first, dy);
         if (p.accumulate) {
-            tile::load<T, N>(to, out);
+            load<T, N>(to, out);
         } else {
 #pragma unroll
             for (int i = 0; i < N; ++i) out[i] = 0.0f;
@@ -82,15 +45,15 @@ __device__ __forceinline__ void unit(const Params& p, size_t first) {
 #pragma unroll
         for (int i = 0; i < N; ++i) out[i] = value<A>(x[i]);
     }
-    tile::store<T, N>(to, out);
+    store<T, N>(to, out);
 }
 
 template <Activation A, typename T, bool BACKWARD>
 __device__ __forceinline__ void all(const Params& p) {
-    constexpr int N = tile::PACK<T>;
+    constexpr int N = PACK<T>;
     const size_t units = p.vector ? p.n / N : 0;
-    tile::for_units(units, [&](size_t u) { unit<A, T, N, BACKWARD>(p, u * N); });
-    tile::for_units(p.n - units * N, [&](size_t e) { unit<A, T, 1, BACKWARD>(p, units * N + e); });
+    for_units(units, [&](size_t u) { unit<A, T, N, BACKWARD>(p, u * N); });
+    for_units(p.n - units * N, [&](size_t e) { unit<A, T, 1, BACKWARD>(p, units * N + e); });
 }
 
 template <typename T, bool BACKWARD>

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use graftwork::autograd::{Grads, Segment, Tape, Var};
-use graftwork::ops::{LowRank, frozen_linear, linear};
+use graftwork::ops::{LowRank, Mid, frozen_linear, linear};
 use graftwork::tensor::{FrozenWeight, Init, ParamId, ParamSet, ParamSetBuilder};
 use graftwork::testing::normal;
 use graftwork::{DType, Device, Result, Tensor};
@@ -56,7 +56,7 @@ impl Segment for Net {
     fn forward(&self, tape: &mut Tape, x: &Var) -> Result<Var> {
         let x = frozen_linear(tape, x, &self.first, None, None)?;
         let (a, b) = (tape.param(self.ids[0])?, tape.param(self.ids[1])?);
-        let update = LowRank { a: &a, b: &b, scale: 2.0, dropout: self.dropout, site: 1 };
+        let update = LowRank { a: &a, b: &b, mid: Mid::Identity, scale: 2.0, dropout: self.dropout, site: 1 };
         let x = frozen_linear(tape, &x, &self.second, None, Some(update))?;
         frozen_linear(tape, &x, &self.third, None, None)
     }
@@ -95,7 +95,7 @@ fn a_frozen_layer_keeps_nothing_and_a_lora_keeps_x_and_h() {
             if freeze { Var::constant(var.tensor().clone()) } else { var }
         };
         let (a, b) = (pick(&tape, net.ids[0], freeze_a), pick(&tape, net.ids[1], freeze_b));
-        let update = LowRank { a: &a, b: &b, scale: 1.0, dropout: 0.0, site: 0 };
+        let update = LowRank { a: &a, b: &b, mid: Mid::Identity, scale: 1.0, dropout: 0.0, site: 0 };
         frozen_linear(&mut tape, &x, &net.second, None, Some(update)).unwrap();
         assert_eq!(tape.ledger().retained_bytes(), expected);
     }
@@ -109,7 +109,7 @@ fn a_buffer_saved_by_several_nodes_is_counted_once() {
     let mut tape = Tape::deterministic(&params);
     let (a, b) = (tape.param(net.ids[0]).unwrap(), tape.param(net.ids[1]).unwrap());
     for weight in [&net.first, &net.second, &net.third] {
-        let update = LowRank { a: &a, b: &b, scale: 1.0, dropout: 0.0, site: 0 };
+        let update = LowRank { a: &a, b: &b, mid: Mid::Identity, scale: 1.0, dropout: 0.0, site: 0 };
         frozen_linear(&mut tape, &x, weight, None, Some(update)).unwrap();
     }
     assert_eq!(tape.ledger().retained_bytes(), (M * D + 3 * M * R) * 4);
@@ -142,7 +142,7 @@ fn gradients(net: &Arc<Net>, params: &ParamSet, recompute: bool) -> (Vec<f32>, u
     let y = tape.checkpoint(&segment, &x).unwrap();
     let y = frozen_linear(&mut tape, &y, &net.first, None, None).unwrap();
     let (a, b) = (tape.param(net.ids[0]).unwrap(), tape.param(net.ids[1]).unwrap());
-    let update = LowRank { a: &a, b: &b, scale: 1.0, dropout: 0.0, site: 0 };
+    let update = LowRank { a: &a, b: &b, mid: Mid::Identity, scale: 1.0, dropout: 0.0, site: 0 };
     let beside = frozen_linear(&mut tape, &x, &net.second, None, Some(update)).unwrap();
     let head = tape.param(net.ids[2]).unwrap();
     let both = [y, beside].map(|v| linear(&mut tape, &v, &head, None).unwrap().reshape(&[1, M]).unwrap());

@@ -1,7 +1,7 @@
 //! Any pattern, any shape: forward, both gradients and the merged weight are those of the masked dense matrix.
 
 use graftwork::autograd::{Grads, Tape, Var};
-use graftwork::ops::{BlockUpdate, Updates, block_sparse_linear, frozen_linear, frozen_linear_with, linear};
+use graftwork::ops::{After, BlockUpdate, Updates, block_sparse_linear, frozen_linear, frozen_linear_with, linear};
 use graftwork::rng::Stream;
 use graftwork::tensor::{BlockPattern, BlockSparse, FrozenWeight, ParamSet};
 use graftwork::testing::integers;
@@ -61,7 +61,7 @@ proptest! {
         let base = FrozenWeight::new(base).unwrap();
         let beside = traced(&x, matrix.values(), |tape, x, values| {
             let sparse = Some(BlockUpdate { pattern: &pattern, values, scale: 1.0 });
-            frozen_linear_with(tape, x, &base, None, Updates { low_rank: None, sparse })
+            frozen_linear_with(tape, x, &base, None, Updates { low_rank: None, sparse }, After::default())
         });
         let params = ParamSet::none(&Device::cpu(), DType::F64).unwrap();
         let mut tape = Tape::deterministic(&params);

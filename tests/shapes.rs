@@ -2,7 +2,7 @@
 
 use graftwork::autograd::{Grads, Tape, Var};
 use graftwork::ops::{
-    AttentionOptions, CrossEntropyOptions, LowRank, attention, cross_entropy, frozen_linear, layer_norm, linear,
+    AttentionOptions, CrossEntropyOptions, LowRank, Mid, attention, cross_entropy, frozen_linear, layer_norm, linear,
     scale_add,
 };
 use graftwork::tensor::{FrozenWeight, ParamSet, ParamSetBuilder};
@@ -278,7 +278,7 @@ fn call(op: Op, tensors: &[Tensor]) -> Result<(Vec<usize>, Vec<usize>)> {
         Op::Linear => linear(&mut tape, &first, &vars[0], Some(&vars[1])),
         Op::FrozenLinear => {
             let weight = FrozenWeight::new(tensors[1].clone())?;
-            let update = LowRank { a: &vars[2], b: &vars[3], scale: 2.0, dropout: 0.0, site: 1 };
+            let update = LowRank { a: &vars[2], b: &vars[3], mid: Mid::Identity, scale: 2.0, dropout: 0.0, site: 1 };
             frozen_linear(&mut tape, &first, &weight, Some(&vars[1]), Some(update))
         }
         Op::LayerNorm => layer_norm(&mut tape, &first, &vars[0], Some(&vars[1]), 1e-5),

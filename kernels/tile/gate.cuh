@@ -69,7 +69,7 @@ struct Up {
     Forward f;
     size_t first_column;
 };
-static_assert(sizeof(Up) == 312, "mirrors gpu.rs");
+static_assert(sizeof(Up) == 336, "mirrors gpu.rs");
 
 struct Backward {
     Common c;

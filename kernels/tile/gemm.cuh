@@ -1,8 +1,8 @@
 // What the products of the linear layers share: the problem, its cutting into tiles, and what happens to a finished sum.
 //
-//   out[m, n] = out_scale · ( mask ⊙ low_scale · (A1 · B1)  +  A2 · B2 )  + bias,  or added to what out holds
+//   out[m, n] = out_scale · ( mask ⊙ low_scale · (A1 · B1)  +  A2 · B2 )  + bias + held      activated[m, n] = φ(out)
 //
-// Both products run over the same accumulators, the low-rank one first, because its factor must not touch the other. The
+// held, which may be out itself, and the bias are there or not; so is φ, of nt alone, whose result may take the place of out. Both products run over the same accumulators, the low-rank one first, because its factor must not touch the other. The
 // operands' layouts name the kernel:
 //
 //   | layout | A          | B          | used for                          | dropout acts on            |
@@ -18,6 +18,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "tile/activation.cuh"
 #include "tile/elements.cuh"
 #include "tile/philox.cuh"
 
@@ -31,7 +32,10 @@ struct GemmParams {
     const void* a2;
     const void* b2;
     const void* bias;
+    // Null, or laid out as out.
+    const void* held;
     void* out;
+    void* activated;
     size_t m;
     size_t n;
     size_t k1;
@@ -48,9 +52,12 @@ struct GemmParams {
     uint32_t flags;
     float low_scale;
     float out_scale;
+    // As tile/activation.cuh counts them.
+    uint32_t activation;
+    uint32_t unused;
 };
-static_assert(sizeof(GemmParams) == 144 && offsetof(GemmParams, m) == 48 && offsetof(GemmParams, seed) == 112 &&
-                  offsetof(GemmParams, flags) == 132 && offsetof(GemmParams, out_scale) == 140,
+static_assert(sizeof(GemmParams) == 168 && offsetof(GemmParams, m) == 64 && offsetof(GemmParams, seed) == 128 &&
+                  offsetof(GemmParams, flags) == 148 && offsetof(GemmParams, activation) == 160,
               "mirrors GemmParams in src/ops/product.rs");
 
 // Bits of `flags`. The first four: the operand may be read 16 bytes at a time, and its rows have at most 2^24 elements.
@@ -60,9 +67,8 @@ enum GemmFlag : uint32_t {
     VECTOR_A2 = 4,
     VECTOR_B2 = 8,
     DROPOUT = 16,
-    ACCUMULATE = 32,
-    // Two neighbouring elements of out, the first in an even column, may be written at once.
-    PAIRS = 64,
+    // Two neighbouring elements of out and activated, the first in an even column, may be written at once.
+    PAIRS = 32,
 };
 
 // A row-major matrix in global memory, or the part of it that a block may read.
@@ -173,7 +179,8 @@ __device__ __forceinline__ void store_pair(T* to, float first, float second) {
 template <typename T, typename Out, int COUNT>
 __device__ __forceinline__ void finish(const GemmParams& p, size_t piece, size_t row, size_t col, const float (&sums)[COUNT]) {
     if (row >= p.m) return;
-    Out* out = static_cast<Out*>(p.out) + (piece * p.m + row) * p.stride_out + col;
+    const size_t at = (piece * p.m + row) * p.stride_out + col;
+    Out* out = static_cast<Out*>(p.out) + at;
     const T* bias = static_cast<const T*>(p.bias);
     float v[COUNT];
 #pragma unroll
@@ -182,7 +189,7 @@ __device__ __forceinline__ void finish(const GemmParams& p, size_t piece, size_t
         if (col + i < p.n) {
             v[i] = p.out_scale * sums[i];
             if (bias != nullptr) v[i] += widen(bias[col + i]);
-            if (p.flags & ACCUMULATE) v[i] += widen(out[i]);
+            if (p.held != nullptr) v[i] += widen(static_cast<const Out*>(p.held)[at + i]);
         }
     }
 #pragma unroll
@@ -192,6 +199,32 @@ __device__ __forceinline__ void finish(const GemmParams& p, size_t piece, size_t
         } else {
             if (col + i < p.n) out[i] = narrow<Out>(v[i]);
             if (col + i + 1 < p.n) out[i + 1] = narrow<Out>(v[i + 1]);
+        }
+    }
+}
+
+// φ of the tile of out at (row, col), which this block has written: it still lies in the caches, and its sums in nobody's registers.
+template <typename T, int BM, int BN, int THREADS>
+__device__ __forceinline__ void activate(const GemmParams& p, size_t row, size_t col) {
+    // All of the tile is written, and every thread sees it.
+    __syncthreads();
+    const int rows = left(p.m, row, BM), cols = left(p.n, col, BN);
+    const T* from = static_cast<const T*>(p.out) + row * p.stride_out + col;
+    T* to = static_cast<T*>(p.activated) + row * p.stride_out + col;
+    // Not unrolled: one copy of the functions is enough. Neighbours take neighbouring pairs.
+#pragma unroll 1
+    for (int pair = threadIdx.x; pair < BM * BN / 2; pair += THREADS) {
+        const int r = pair / (BN / 2), c = pair % (BN / 2) * 2;
+        if (r >= rows || c >= cols) continue;
+        const size_t at = r * p.stride_out + c;
+        const bool both = c + 1 < cols;
+        const float first = applied(p.activation, widen(from[at]));
+        const float second = applied(p.activation, both ? widen(from[at + 1]) : 0.0f);
+        if (p.flags & PAIRS) {
+            store_pair(to + at, first, second);
+        } else {
+            to[at] = narrow<T>(first);
+            if (both) to[at + 1] = narrow<T>(second);
         }
     }
 }

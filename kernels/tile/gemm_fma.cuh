@@ -135,6 +135,9 @@ struct FmaGemm {
         each_row(sums, [&](int row, int col, const float(&four)[TN]) {
             finish<float, float>(p, work.piece, work.row + row, work.col + col, four);
         });
+        if constexpr (LAYOUT == Layout::NT) {
+            if (p.activation != NO_ACTIVATION) activate<float, BM, BN, THREADS>(p, work.row, work.col);
+        }
     }
 
     // Calls body(row, column, sums) for every row of this thread's sums, by their place in the tile.

@@ -195,6 +195,9 @@ struct MmaGemm {
         each_pair(sums, [&](int row, int col, const float(&pair)[2]) {
             finish<T, Out>(p, work.piece, work.row + row, work.col + col, pair);
         });
+        if constexpr (LAYOUT == Layout::NT) {
+            if (p.activation != NO_ACTIVATION) activate<T, BM, BN, THREADS>(p, work.row, work.col);
+        }
     }
 
     // Calls body(row, column, sums) for every two neighbouring sums of this thread, by their place in the tile.

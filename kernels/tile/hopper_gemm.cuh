@@ -1,6 +1,8 @@
 // The product of 16-bit operands on Hopper, sums in f32:
 //
-//   out[m, n] = out_scale · ( mask ⊙ low_scale · (A1 · B1)  +  A2 · B2 )  + bias,  or added to what out holds
+//   out[m, n] = out_scale · ( mask ⊙ low_scale · (A1 · B1)  +  A2 · B2 )  + bias + held      activated[m, n] = φ(out)
+//
+// held, which may be out itself, and the bias are there or not; so is φ, of nt alone, which may make out needless.
 //
 //   | layout | A      | B      |
 //   | nt     | [m, k] | [n, k] |
@@ -40,8 +42,9 @@ struct HopperGemmParams {
     ptx::TensorMap a2;
     ptx::TensorMap b2;
     ptx::TensorMap out;
+    ptx::TensorMap activated;
     const void* bias;
-    // Null, or out itself, to which the result is added.
+    // Null, or laid out as out.
     const void* held;
     uint64_t m;
     uint64_t n;
@@ -57,11 +60,14 @@ struct HopperGemmParams {
     uint32_t threshold;
     float low_scale;
     float out_scale;
-    uint32_t unused[13];
+    // As tile/activation.cuh counts them; whether out is written as well.
+    uint32_t activation;
+    uint32_t keeps;
+    uint32_t unused[11];
 };
-static_assert(sizeof(HopperGemmParams) == 768 && offsetof(HopperGemmParams, bias) == 640 &&
-                  offsetof(HopperGemmParams, pairs) == 680 && offsetof(HopperGemmParams, out_scale) == 712,
-              "five maps, then HopperGemmParams of src/ops/product/hopper.rs");
+static_assert(sizeof(HopperGemmParams) == 896 && offsetof(HopperGemmParams, bias) == 768 &&
+                  offsetof(HopperGemmParams, pairs) == 808 && offsetof(HopperGemmParams, activation) == 844,
+              "six maps, then HopperGemmParams of src/ops/product/hopper.rs");
 
 // Nothing rides.
 struct HopperNoRide {
@@ -142,7 +148,11 @@ struct HopperGemm {
         }
         if constexpr (Ride::PRESENT) ride.multiply(ring, at, sums, col, group);
         multiply<LOW>(ring, at, sums, p.steps, group);
-        Out::template store<0>(panels, &p.out, finish, sums, own, col);
+        if constexpr (B_TRANSPOSED || Ride::PRESENT) {
+            Out::template store<0>(panels, &p.out, finish, sums, own, col);
+        } else {
+            Out::store_activated(panels, &p.out, Activate{p.activation, p.keeps, &p.activated}, finish, sums, own, col);
+        }
     }
 
     // What the low-rank product counts for: masked and scaled.

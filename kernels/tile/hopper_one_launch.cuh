@@ -1,6 +1,6 @@
 // A frozen product and its low-rank update in one launch on Hopper:
 //
-//   h[m, r] = low_scale · (mask ⊙ x) · Aᵀ          out[m, n] = x · Wᵀ + h · Bᵀ + bias
+//   h[m, r] = low_scale · (mask ⊙ x) · Aᵀ          out[m, n] = x · Wᵀ + h · Bᵀ + bias + held          activated[m, n] = φ(out)
 //
 //   turns:   | 0 .. pairs: h, 256 rows each |  pairs of tiles of out, 256 x BN each, as in tile/hopper_gemm.cuh           |
 //   of one:  | all k: x · Aᵀ, mask in place |  all k: x · Wᵀ  ->  are these rows of h there?  ->  up to 64 more: h · Bᵀ    |
@@ -21,7 +21,7 @@
 namespace tile {
 
 struct OneLaunchParams {
-    // h as it is read, B, x, W, out, A, h as it is written.
+    // h as it is read, B, x, W, out, A, h as it is written, φ of out.
     ptx::TensorMap low;
     ptx::TensorMap up;
     ptx::TensorMap x;
@@ -29,7 +29,10 @@ struct OneLaunchParams {
     ptx::TensorMap out;
     ptx::TensorMap down;
     ptx::TensorMap low_out;
+    ptx::TensorMap activated;
+    // Of out, as in tile/hopper_gemm.cuh.
     const void* bias;
+    const void* held;
     // All zero before: a counter of turns, then for each 128 rows how many warps have written theirs of h.
     uint32_t* progress;
     uint64_t m;
@@ -49,11 +52,13 @@ struct OneLaunchParams {
     float low_scale;
     uint32_t width;
     uint32_t drawers;
-    uint32_t unused[8];
+    uint32_t activation;
+    uint32_t keeps;
+    uint32_t unused[4];
 };
-static_assert(sizeof(OneLaunchParams) == 1024 && offsetof(OneLaunchParams, bias) == 896 &&
-                  offsetof(OneLaunchParams, pairs) == 952 && offsetof(OneLaunchParams, width) == 984,
-              "seven maps, then OneLaunchParams of src/ops/product/one_launch.rs");
+static_assert(sizeof(OneLaunchParams) == 1152 && offsetof(OneLaunchParams, bias) == 1024 &&
+                  offsetof(OneLaunchParams, pairs) == 1088 && offsetof(OneLaunchParams, width) == 1120,
+              "eight maps, then OneLaunchParams of src/ops/product/one_launch.rs");
 
 template <typename T, int BN, int STAGES>
 struct OneLaunch {
@@ -103,14 +108,15 @@ struct OneLaunch {
                     make_low<64>(p, ring, at, panels, row, group);
                 }
             }
-            const Finish<T> finish{static_cast<const T*>(p.bias), nullptr, p.m, p.n, 1.0f};
+            const Finish<T> finish{static_cast<const T*>(p.bias), static_cast<const T*>(p.held), p.m, p.n, 1.0f};
+            const Activate phi{p.activation, p.keeps, &p.activated};
             for (uint32_t pair = first; pair < all; pair += clusters) {
                 int32_t row, col;
                 Gemm::corner(p, pair, rank, row, col);
                 float sums[BN / 2];
                 Gemm::template multiply<false>(ring, at, sums, p.steps, group);
                 add_low(ring, at, sums, p.low_steps, group);
-                Gemm::Out::template store<0>(panels, &p.out, finish, sums, row + group * 64 + warp * PANEL_ROWS, col);
+                Gemm::Out::store_activated(panels, &p.out, phi, finish, sums, row + group * 64 + warp * PANEL_ROWS, col);
             }
             Gemm::Out::drain();
         }

@@ -29,8 +29,8 @@ struct HopperRideParams {
     float scale;
     uint32_t unused[24];
 };
-static_assert(sizeof(HopperRideParams) == 1152 && offsetof(HopperRideParams, offsets) == 1024 &&
-                  offsetof(HopperRideParams, lines) == 1048,
+static_assert(sizeof(HopperRideParams) == 1280 && offsetof(HopperRideParams, offsets) == 1152 &&
+                  offsetof(HopperRideParams, lines) == 1176,
               "two maps, those of HopperGemmParams, then HopperRideParams of src/ops/product/hopper.rs");
 
 template <typename Gemm, int B>

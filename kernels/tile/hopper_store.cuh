@@ -7,6 +7,7 @@
 
 #include "ptx/stmatrix.cuh"
 #include "ptx/tensor_copy.cuh"
+#include "tile/activation.cuh"
 #include "tile/elements.cuh"
 
 namespace tile {
@@ -48,6 +49,13 @@ struct Finish {
     }
 };
 
+// φ of out, if any, and the map of where it goes. `keeps`: out is written as well.
+struct Activate {
+    uint32_t activation;
+    uint32_t keeps;
+    const ptx::TensorMap* activated;
+};
+
 // Offset of a 16-byte chunk of a row of LINE bytes, permuted as the copy engine has it. Eight neighbouring rows touch every bank once.
 template <int LINE>
 __device__ __forceinline__ int swizzled(int row, int chunk) {
@@ -68,11 +76,44 @@ struct PanelStore {
     template <int FIRST, bool ACROSS = false, int COUNT>
     static __device__ __forceinline__ void store(unsigned char* buffer, const ptx::TensorMap* out, const Finish<T>& finish,
                                                  const float (&sums)[COUNT], size_t row, size_t col) {
+        each_panel<FIRST, ACROSS>(buffer, 1, finish, sums, row, col, [&](unsigned char* packed, int32_t x, int32_t y) {
+            send(out, packed, ACROSS ? y : x, ACROSS ? x : y);
+        });
+    }
+
+    // The same, or φ of it, or both. A tile has an even number of panels.
+    template <int COUNT>
+    static __device__ __forceinline__ void store_activated(unsigned char* buffer, const ptx::TensorMap* out, const Activate& phi,
+                                                           const Finish<T>& finish, const float (&sums)[COUNT], size_t row,
+                                                           size_t col) {
+        static_assert(COUNT * 2 / WIDTH % 2 == 0, "the next tile starts with the first panel");
+        const bool activates = phi.activation != NO_ACTIVATION, both = activates && phi.keeps;
+        each_panel<0, false>(buffer, both ? 2 : 1, finish, sums, row, col, [&](unsigned char* packed, int32_t x, int32_t y) {
+            if (!activates || both) send(out, packed, x, y);
+            if (!activates) return;
+            unsigned char* to = both ? buffer + PANEL_BYTES : packed;
+            // The copy engine has read what was in the second panel before; all lanes have packed their part.
+            if (both && threadIdx.x % 32 == 0) ptx::cp_async_bulk_wait_group_read<1>();
+            __syncwarp();
+            // Not unrolled: one copy of the functions is enough. Neighbours take neighbouring words.
+#pragma unroll 1
+            for (int i = threadIdx.x % 32; i < PANEL_BYTES / 4; i += 32) {
+                const float2 v = unpack<T>(reinterpret_cast<const uint32_t*>(packed)[i]);
+                reinterpret_cast<uint32_t*>(to)[i] = repack<T>(applied(phi.activation, v.x), applied(phi.activation, v.y));
+            }
+            send(phi.activated, to, x, y);
+        });
+    }
+
+    // Packs panel after panel and calls leave(panel, column, row) for each, which sends so many on their way.
+    template <int FIRST, bool ACROSS, int COUNT, typename Leave>
+    static __device__ __forceinline__ void each_panel(unsigned char* buffer, int sends, const Finish<T>& finish,
+                                                      const float (&sums)[COUNT], size_t row, size_t col, Leave leave) {
         const int lane = threadIdx.x % 32;
         const size_t own_row = row + lane / 4, own_col = col + lane % 4 * 2;
 #pragma unroll
         for (int panel = 0; panel < COUNT * 2 / WIDTH; ++panel) {
-            unsigned char* to = buffer + (FIRST + panel) % 2 * PANEL_BYTES;
+            unsigned char* to = buffer + (FIRST + panel * sends) % 2 * PANEL_BYTES;
             // The copy engine has read what was in this panel before; the whole warp may write to it.
             if (lane == 0) ptx::cp_async_bulk_wait_group_read<1>();
             __syncwarp();
@@ -93,14 +134,17 @@ struct PanelStore {
                     ptx::stmatrix_x4(line, words[0], words[1], words[2], words[3]);
                 }
             }
-            // What all lanes have written is there for the copy engine.
-            ptx::fence_proxy_async();
-            __syncwarp();
-            if (lane == 0) {
-                const int32_t x = static_cast<int32_t>(col + panel * WIDTH), y = static_cast<int32_t>(row);
-                ptx::cp_async_bulk_tensor_2d_store(out, to, ACROSS ? y : x, ACROSS ? x : y);
-                ptx::cp_async_bulk_commit_group();
-            }
+            leave(to, static_cast<int32_t>(col + panel * WIDTH), static_cast<int32_t>(row));
+        }
+    }
+
+    // What all lanes have written leaves.
+    static __device__ __forceinline__ void send(const ptx::TensorMap* out, const unsigned char* panel, int32_t x, int32_t y) {
+        ptx::fence_proxy_async();
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) {
+            ptx::cp_async_bulk_tensor_2d_store(out, panel, x, y);
+            ptx::cp_async_bulk_commit_group();
         }
     }
 

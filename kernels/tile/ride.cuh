@@ -24,7 +24,7 @@ struct RideParams {
     uint32_t b;
     float scale;
 };
-static_assert(sizeof(RideParams) == 184 && offsetof(RideParams, values) == 144 && offsetof(RideParams, b) == 176,
+static_assert(sizeof(RideParams) == 208 && offsetof(RideParams, values) == 168 && offsetof(RideParams, b) == 200,
               "mirrors RideParams in src/ops/product.rs");
 
 // Nothing rides.

@@ -33,7 +33,7 @@ struct SegmentParams {
     uint32_t slots;
     uint32_t depth;
 };
-static_assert(sizeof(SegmentParams) == 168 && offsetof(SegmentParams, offsets) == 144 && offsetof(SegmentParams, slots) == 160,
+static_assert(sizeof(SegmentParams) == 192 && offsetof(SegmentParams, offsets) == 168 && offsetof(SegmentParams, slots) == 184,
               "mirrors SegmentParams in src/ops/product.rs");
 
 // The steps of a tile of `height` rows from `row` on: slot by slot.

@@ -11,7 +11,7 @@
 use std::sync::{Arc, RwLock};
 
 use super::attach::{AttachReport, Attached, for_targets};
-use super::{LinearAdapter, Trunk};
+use super::{Frozen, LinearAdapter, Trunk};
 use crate::autograd::{Tape, Var};
 use crate::device::Device;
 use crate::dtype::DType;
@@ -20,7 +20,7 @@ use crate::format::peft::{Modules, PeftConfig};
 use crate::ops::frozen_linear::MAX_RANK;
 use crate::ops::{Bank, Segments, frozen_linear_segmented};
 use crate::rng::Stream;
-use crate::tensor::{FrozenWeight, Init, ParamId, ParamSet, ParamSetBuilder, Tensor};
+use crate::tensor::{Init, ParamId, ParamSet, ParamSetBuilder, Tensor};
 
 const OP: &str = "lora_bank";
 
@@ -127,10 +127,11 @@ impl LoraBank {
 }
 
 impl LinearAdapter for LoraBank {
-    fn forward(&self, tape: &mut Tape, x: &Var, weight: &FrozenWeight, bias: Option<&Var>) -> Result<Var> {
+    fn forward(&self, tape: &mut Tape, x: &Var, frozen: Frozen<'_>) -> Result<Var> {
         let (a, b, segments) = (tape.param(self.a)?, tape.param(self.b)?, self.route.get()?);
         let bank = Bank { a: &a, b: &b, scales: &self.scales, dropout: self.dropout, site: self.site };
-        frozen_linear_segmented(tape, x, weight, bias, bank, &segments)
+        let y = frozen_linear_segmented(tape, x, frozen.weight, frozen.bias, bank, &segments)?;
+        frozen.after.apply(tape, y)
     }
 }
 
@@ -191,6 +192,7 @@ mod tests {
     use crate::adapters::{AdaptedLinear, AdaptedNorm, InsertPoint, Lora};
     use crate::autograd::Grads;
     use crate::optim::{AdamW, AdamWConfig};
+    use crate::tensor::FrozenWeight;
     use crate::testing::normal;
 
     struct One(AdaptedLinear);

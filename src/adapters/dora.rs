@@ -15,11 +15,11 @@
 use super::attach::{AttachReport, Attached, for_targets};
 use super::lora::{declare, validate};
 use super::merge::{add_low_rank, master};
-use super::{LinearAdapter, Lora, LoraConfig, Trunk};
+use super::{Frozen, LinearAdapter, Lora, LoraConfig, Trunk};
 use crate::autograd::{Tape, Var};
 use crate::error::Result;
 use crate::format::peft::PeftConfig;
-use crate::ops::{LowRank, column_gate, frozen_linear, magnitude, scale_add};
+use crate::ops::{LowRank, Mid, column_gate, frozen_linear, magnitude, scale_add};
 use crate::tensor::{FrozenWeight, Init, ParamId, ParamSet, ParamSetBuilder};
 
 /// A DoRA on one linear.
@@ -31,16 +31,18 @@ pub struct Dora {
 }
 
 impl LinearAdapter for Dora {
-    fn forward(&self, tape: &mut Tape, x: &Var, weight: &FrozenWeight, bias: Option<&Var>) -> Result<Var> {
+    fn forward(&self, tape: &mut Tape, x: &Var, frozen: Frozen<'_>) -> Result<Var> {
         let Lora { a, b, scale, dropout, site } = self.lora;
         let (a, b, m) = (tape.param(a)?, tape.param(b)?, tape.param(self.magnitude)?);
-        let g = magnitude(tape, &m, weight, [&a, &b], scale)?;
-        let y = frozen_linear(tape, x, weight, None, Some(LowRank { a: &a, b: &b, scale, dropout, site }))?;
+        let g = magnitude(tape, &m, frozen.weight, [&a, &b], scale)?;
+        let update = LowRank { a: &a, b: &b, mid: Mid::Identity, scale, dropout, site };
+        let y = frozen_linear(tape, x, frozen.weight, None, Some(update))?;
         let y = column_gate(tape, &y, &g)?;
-        match bias {
-            Some(bias) => scale_add(tape, &y, bias, 1.0),
-            None => Ok(y),
-        }
+        let y = match frozen.bias {
+            Some(bias) => scale_add(tape, &y, bias, 1.0)?,
+            None => y,
+        };
+        frozen.after.apply(tape, y)
     }
 
     fn update(&self, params: &ParamSet, weight: &FrozenWeight) -> Result<Vec<f64>> {
@@ -215,7 +217,7 @@ mod tests {
                 trunk.linear.forward(&mut tape, &input).unwrap()
             } else {
                 let (a, b) = (tape.param(a).unwrap(), tape.param(b).unwrap());
-                let update = LowRank { a: &a, b: &b, scale: 2.0, dropout: 0.0, site: 0 };
+                let update = LowRank { a: &a, b: &b, mid: Mid::Identity, scale: 2.0, dropout: 0.0, site: 0 };
                 let y = frozen_linear(&mut tape, &input, &weight, None, Some(update)).unwrap();
                 column_gate(&mut tape, &y, &Var::constant(g.clone())).unwrap()
             };

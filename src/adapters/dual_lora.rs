@@ -11,10 +11,10 @@
 
 use super::attach::{AttachReport, Attached, for_targets};
 use super::lora::validate;
-use super::{LinearAdapter, LoraConfig, Trunk};
+use super::{Frozen, LinearAdapter, LoraConfig, Trunk};
 use crate::autograd::{Tape, Var};
 use crate::error::{Error, Result};
-use crate::ops::{DualRank, dual_rank, frozen_linear, linear, scale_add};
+use crate::ops::{LowRank, Mid};
 use crate::rng::Stream;
 use crate::tensor::{FrozenWeight, Init, ParamId, ParamSet, ParamSetBuilder};
 
@@ -37,15 +37,12 @@ pub struct DualLora {
 }
 
 impl LinearAdapter for DualLora {
-    fn forward(&self, tape: &mut Tape, x: &Var, weight: &FrozenWeight, bias: Option<&Var>) -> Result<Var> {
+    fn forward(&self, tape: &mut Tape, x: &Var, frozen: Frozen<'_>) -> Result<Var> {
         let (stacked, b) = (tape.param(self.stacked)?, tape.param(self.b)?);
         let (gamma, beta) = (tape.param(self.gamma)?, tape.param(self.beta)?);
-        let (dropout, site) = (self.dropout, self.site);
-        let gate = DualRank { stacked: &stacked, gamma: &gamma, beta: &beta, eps: EPS, dropout, site };
-        let y = frozen_linear(tape, x, weight, bias, None)?;
-        let h = dual_rank(tape, x, &gate)?;
-        let z = linear(tape, &h, &b, None)?;
-        scale_add(tape, &y, &z, self.scale)
+        let (scale, dropout, site) = (self.scale, self.dropout, self.site);
+        let mid = Mid::Dual { gamma: &gamma, beta: &beta, eps: EPS };
+        frozen.with(tape, x, Some(LowRank { a: &stacked, b: &b, mid, scale, dropout, site }))
     }
 
     fn update(&self, _: &ParamSet, _: &FrozenWeight) -> Result<Vec<f64>> {

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use super::attach::{Attached, for_targets};
 use super::lora::validate;
 use super::merge::add_low_rank;
-use super::{AttachReport, LinearAdapter, LoraConfig, Slot, Trunk};
+use super::{AttachReport, Frozen, LinearAdapter, LoraConfig, Slot, Trunk};
 use crate::autograd::{Tape, Var};
 use crate::error::{Error, Result};
-use crate::ops::{LowRank, column_gate, frozen_linear};
+use crate::ops::{LowRank, Mid};
 use crate::optim::Carry;
 use crate::rng::Stream;
 use crate::tensor::{FrozenWeight, Init, ParamId, ParamSet, ParamSetBuilder};
@@ -28,11 +28,10 @@ pub struct GatedLora {
 }
 
 impl LinearAdapter for GatedLora {
-    fn forward(&self, tape: &mut Tape, x: &Var, weight: &FrozenWeight, bias: Option<&Var>) -> Result<Var> {
+    fn forward(&self, tape: &mut Tape, x: &Var, frozen: Frozen<'_>) -> Result<Var> {
         let (a, b, gate) = (tape.param(self.a)?, tape.param(self.b)?, tape.param(self.gate)?);
-        let gated = column_gate(tape, &b, &gate)?;
-        let update = LowRank { a: &a, b: &gated, scale: self.scale, dropout: self.dropout, site: self.site };
-        frozen_linear(tape, x, weight, bias, Some(update))
+        let (scale, dropout, site) = (self.scale, self.dropout, self.site);
+        frozen.with(tape, x, Some(LowRank { a: &a, b: &b, mid: Mid::Gate(&gate), scale, dropout, site }))
     }
 
     fn update(&self, params: &ParamSet, weight: &FrozenWeight) -> Result<Vec<f64>> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::autograd::{Tape, Var};
 use crate::error::Result;
-use crate::ops::TokenWeights;
+use crate::ops::{After, TokenWeights, scale_add};
 
 /// A module after a sub-layer: a bottleneck on its output, a gate that also looks at its input. Like a
 /// [`LinearAdapter`](super::LinearAdapter) it holds ids of parameters and never changes.
@@ -67,18 +67,24 @@ impl InsertPoint {
         }
     }
 
-    /// As [`InsertPoint::forward`], with the tokens that are no padding where there is some.
-    pub fn forward_among(
+    /// The residual connection around a sub-layer: `residual + module(sub_layer(after))`. While the place is empty, the last product of
+    /// the sub-layer takes the residual along. `real` are the tokens that are no padding where there is some.
+    pub fn add(
         &self,
         tape: &mut Tape,
         residual: &Var,
-        output: Var,
         real: Option<&TokenWeights>,
+        sub_layer: impl FnOnce(&mut Tape, After<'_>) -> Result<Var>,
     ) -> Result<Var> {
-        match (&self.module, real) {
-            (Some(module), Some(real)) => module.forward_padded(tape, residual, &output, real),
-            _ => self.forward(tape, residual, output),
-        }
+        let Some(module) = &self.module else {
+            return sub_layer(tape, After { residual: Some(residual), activation: None });
+        };
+        let output = sub_layer(tape, After::default())?;
+        let output = match real {
+            Some(real) => module.forward_padded(tape, residual, &output, real)?,
+            None => module.forward(tape, residual, &output)?,
+        };
+        scale_add(tape, residual, &output, 1.0)
     }
 }
 
@@ -87,7 +93,6 @@ mod tests {
     use super::*;
     use crate::device::Device;
     use crate::dtype::DType;
-    use crate::ops::scale_add;
     use crate::tensor::{ParamSet, Tensor};
 
     #[derive(Debug)]

@@ -6,14 +6,35 @@ use std::sync::Arc;
 use super::merge::{MergeReport, merged};
 use crate::autograd::{Tape, Var};
 use crate::error::{Error, Result};
-use crate::ops::{frozen_linear, linear};
+use crate::ops::{After, LowRank, Updates, frozen_linear, frozen_linear_with, linear};
 use crate::tensor::{FrozenWeight, ParamId, ParamSet};
+
+/// A frozen linear as its adapter sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Frozen<'a> {
+    pub weight: &'a FrozenWeight,
+    pub bias: Option<&'a Var>,
+    /// What the adapted output still goes through: a product takes it along.
+    pub after: After<'a>,
+}
+
+impl Frozen<'_> {
+    /// `x W₀ᵀ + b` alone: whoever calls this applies `after`.
+    pub fn product(&self, tape: &mut Tape, x: &Var) -> Result<Var> {
+        frozen_linear(tape, x, self.weight, self.bias, None)
+    }
+
+    /// With a low-rank update, or none, and what follows, in one pass.
+    pub fn with(&self, tape: &mut Tape, x: &Var, low_rank: Option<LowRank>) -> Result<Var> {
+        frozen_linear_with(tape, x, self.weight, self.bias, Updates { low_rank, sparse: None }, self.after)
+    }
+}
 
 /// An adapter on a linear: computes the layer's output from its input, the frozen weight and the bias. It holds ids of parameters, not
 /// values, and never changes: whoever changes its form puts another in its place.
 pub trait LinearAdapter: fmt::Debug + Send + Sync {
-    /// `x [.., k]` to `[.., n]`.
-    fn forward(&self, tape: &mut Tape, x: &Var, weight: &FrozenWeight, bias: Option<&Var>) -> Result<Var>;
+    /// `x [.., k]` to `[.., n]`, `frozen.after` included.
+    fn forward(&self, tape: &mut Tape, x: &Var, frozen: Frozen<'_>) -> Result<Var>;
 
     /// The matrix `[n, k]`, row-major, that can be added to `weight` in this adapter's place.
     ///
@@ -107,13 +128,20 @@ impl AdaptedLinear {
 
     /// `[.., k]` to `[.., n]`.
     pub fn forward(&self, tape: &mut Tape, x: &Var) -> Result<Var> {
+        self.forward_then(tape, x, After::default())
+    }
+
+    /// With what follows in the trunk, in the same pass where the kernel takes it along.
+    pub fn forward_then(&self, tape: &mut Tape, x: &Var, after: After<'_>) -> Result<Var> {
+        let frozen = Frozen { weight: &self.weight, bias: self.bias.as_ref(), after };
         match &self.slot {
-            Slot::Frozen => frozen_linear(tape, x, &self.weight, self.bias.as_ref(), None),
-            Slot::Adapted(adapter) => adapter.forward(tape, x, &self.weight, self.bias.as_ref()),
+            Slot::Frozen => frozen.with(tape, x, None),
+            Slot::Adapted(adapter) => adapter.forward(tape, x, frozen),
             Slot::Dense { weight, bias } => {
                 let weight = tape.param(*weight)?;
                 let bias = bias.map(|b| tape.param(b)).transpose()?;
-                linear(tape, x, &weight, bias.as_ref())
+                let y = linear(tape, x, &weight, bias.as_ref())?;
+                after.apply(tape, y)
             }
         }
     }

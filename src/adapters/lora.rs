@@ -8,12 +8,12 @@
 
 use super::attach::{AttachReport, Attached, for_targets};
 use super::merge::add_low_rank;
-use super::{AdaptedLinear, LinearAdapter, Trunk};
+use super::{AdaptedLinear, Frozen, LinearAdapter, Trunk};
 use crate::autograd::{Tape, Var};
 use crate::error::{Error, Result};
 use crate::format::peft::{Matcher, Modules, PeftConfig};
 use crate::ops::frozen_linear::MAX_RANK;
-use crate::ops::{LowRank, frozen_linear};
+use crate::ops::{LowRank, Mid};
 use crate::rng::Stream;
 use crate::tensor::{FrozenWeight, Init, ParamId, ParamSet, ParamSetBuilder};
 
@@ -28,10 +28,10 @@ pub struct Lora {
 }
 
 impl LinearAdapter for Lora {
-    fn forward(&self, tape: &mut Tape, x: &Var, weight: &FrozenWeight, bias: Option<&Var>) -> Result<Var> {
+    fn forward(&self, tape: &mut Tape, x: &Var, frozen: Frozen<'_>) -> Result<Var> {
         let (a, b) = (tape.param(self.a)?, tape.param(self.b)?);
-        let update = LowRank { a: &a, b: &b, scale: self.scale, dropout: self.dropout, site: self.site };
-        frozen_linear(tape, x, weight, bias, Some(update))
+        let (scale, dropout, site) = (self.scale, self.dropout, self.site);
+        frozen.with(tape, x, Some(LowRank { a: &a, b: &b, mid: Mid::Identity, scale, dropout, site }))
     }
 
     fn update(&self, params: &ParamSet, weight: &FrozenWeight) -> Result<Vec<f64>> {

@@ -8,10 +8,10 @@
 use super::attach::{AttachReport, Attached, for_targets};
 use super::lora::validate;
 use super::merge::{add_product, master};
-use super::{LinearAdapter, LoraConfig, Trunk};
+use super::{Frozen, LinearAdapter, LoraConfig, Trunk};
 use crate::autograd::{Tape, Var};
 use crate::error::Result;
-use crate::ops::{LowRank, frozen_linear};
+use crate::ops::{LowRank, Mid};
 use crate::rng::Stream;
 use crate::tensor::{FrozenWeight, Init, ParamId, ParamSet, ParamSetBuilder, Tensor};
 
@@ -28,10 +28,10 @@ pub struct LoraFa {
 }
 
 impl LinearAdapter for LoraFa {
-    fn forward(&self, tape: &mut Tape, x: &Var, weight: &FrozenWeight, bias: Option<&Var>) -> Result<Var> {
+    fn forward(&self, tape: &mut Tape, x: &Var, frozen: Frozen<'_>) -> Result<Var> {
         let (a, b) = (Var::constant(self.a.clone()), tape.param(self.b)?);
-        let update = LowRank { a: &a, b: &b, scale: self.scale, dropout: self.dropout, site: self.site };
-        frozen_linear(tape, x, weight, bias, Some(update))
+        let (scale, dropout, site) = (self.scale, self.dropout, self.site);
+        frozen.with(tape, x, Some(LowRank { a: &a, b: &b, mid: Mid::Identity, scale, dropout, site }))
     }
 
     fn update(&self, params: &ParamSet, weight: &FrozenWeight) -> Result<Vec<f64>> {

@@ -42,7 +42,7 @@ pub use files::{adapter_file, load_adapter, native_adapter, restore_native, save
 pub use graph::{Fusion, GaNet, GaNetConfig, GraphAttention, GraphConv, Reference};
 pub use head::{HeadInit, train_head};
 pub use insert::{Insert, InsertPoint};
-pub use linear::{AdaptedLinear, LinearAdapter, Slot};
+pub use linear::{AdaptedLinear, Frozen, LinearAdapter, Slot};
 pub use lora::{Lora, LoraConfig, parse_targets};
 pub use lora_fa::{LoraFa, LoraFaConfig};
 pub use merge::{MergeReport, merge_all, unmerge_all};

@@ -9,12 +9,12 @@
 //! "Scaling & Shifting Your Features", 2022.
 
 use super::attach::{AttachReport, Attached, for_targets, path_matches};
-use super::{LinearAdapter, Trunk};
+use super::{Frozen, LinearAdapter, Trunk};
 use crate::autograd::{Tape, Var};
 use crate::error::Result;
 use crate::format::peft::{Modules, PeftConfig};
-use crate::ops::{Gate, GranularScale, frozen_linear, granular_scale, scale_add};
-use crate::tensor::{FrozenWeight, Init, ParamId, ParamSetBuilder};
+use crate::ops::{Gate, GranularScale, granular_scale, scale_add};
+use crate::tensor::{Init, ParamId, ParamSetBuilder};
 
 /// `(1 + z) ⊙ x`.
 fn columns(tape: &mut Tape, x: &Var, z: ParamId) -> Result<Var> {
@@ -31,13 +31,14 @@ pub struct Ia3 {
 }
 
 impl LinearAdapter for Ia3 {
-    fn forward(&self, tape: &mut Tape, x: &Var, weight: &FrozenWeight, bias: Option<&Var>) -> Result<Var> {
+    fn forward(&self, tape: &mut Tape, x: &Var, frozen: Frozen<'_>) -> Result<Var> {
         if self.on_input {
             let x = columns(tape, x, self.offset)?;
-            return frozen_linear(tape, &x, weight, bias, None);
+            return frozen.with(tape, &x, None);
         }
-        let y = frozen_linear(tape, x, weight, bias, None)?;
-        columns(tape, &y, self.offset)
+        let y = frozen.product(tape, x)?;
+        let y = columns(tape, &y, self.offset)?;
+        frozen.after.apply(tape, y)
     }
 }
 
@@ -79,11 +80,12 @@ pub struct Ssf {
 }
 
 impl LinearAdapter for Ssf {
-    fn forward(&self, tape: &mut Tape, x: &Var, weight: &FrozenWeight, bias: Option<&Var>) -> Result<Var> {
-        let y = frozen_linear(tape, x, weight, bias, None)?;
+    fn forward(&self, tape: &mut Tape, x: &Var, frozen: Frozen<'_>) -> Result<Var> {
+        let y = frozen.product(tape, x)?;
         let y = columns(tape, &y, self.offset)?;
         let shift = tape.param(self.shift)?;
-        scale_add(tape, &y, &shift, 1.0)
+        let y = scale_add(tape, &y, &shift, 1.0)?;
+        frozen.after.apply(tape, y)
     }
 }
 

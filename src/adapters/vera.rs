@@ -17,11 +17,11 @@ use std::collections::btree_map::Entry;
 use super::attach::{AttachReport, Attached, for_targets};
 use super::lora::validate;
 use super::merge::{add_product, master};
-use super::{LinearAdapter, LoraConfig, Trunk};
+use super::{Frozen, LinearAdapter, LoraConfig, Trunk};
 use crate::autograd::{Tape, Var};
 use crate::error::{Error, Result};
 use crate::format::peft::Modules;
-use crate::ops::{LowRank, frozen_linear, linear, multiply};
+use crate::ops::{LowRank, Mid, linear, multiply};
 use crate::rng::Stream;
 use crate::tensor::{FrozenWeight, Init, ParamId, ParamSet, ParamSetBuilder, Tensor};
 
@@ -40,15 +40,15 @@ pub struct Vera {
 }
 
 impl LinearAdapter for Vera {
-    fn forward(&self, tape: &mut Tape, x: &Var, weight: &FrozenWeight, bias: Option<&Var>) -> Result<Var> {
-        let (n, r) = (weight.n(), self.a.dims().first().copied().unwrap_or(0));
+    fn forward(&self, tape: &mut Tape, x: &Var, frozen: Frozen<'_>) -> Result<Var> {
+        let (n, r) = (frozen.weight.n(), self.a.dims().first().copied().unwrap_or(0));
         let lambda_b = tape.param(self.lambda_b)?.reshape(&[n, 1])?;
         let lambda_d = tape.param(self.lambda_d)?.reshape(&[r, 1])?;
         let outer = linear(tape, &lambda_b, &lambda_d, None)?;
         let b = multiply(tape, &outer, &Var::constant(self.b.clone()))?;
         let a = Var::constant(self.a.clone());
-        let update = LowRank { a: &a, b: &b, scale: 1.0, dropout: self.dropout, site: self.site };
-        frozen_linear(tape, x, weight, bias, Some(update))
+        let (dropout, site) = (self.dropout, self.site);
+        frozen.with(tape, x, Some(LowRank { a: &a, b: &b, mid: Mid::Identity, scale: 1.0, dropout, site }))
     }
 
     fn update(&self, params: &ParamSet, weight: &FrozenWeight) -> Result<Vec<f64>> {
@@ -146,6 +146,7 @@ mod tests {
     use crate::autograd::Grads;
     use crate::device::Device;
     use crate::dtype::DType;
+    use crate::ops::frozen_linear;
     use crate::testing::gradient;
 
     fn adapted(dropout: f64) -> (Single, ParamSet) {
@@ -203,7 +204,7 @@ mod tests {
                 let outer = linear(tape, &v[1], &v[2], None)?;
                 let b = multiply(tape, &outer, &Var::constant(b.clone()))?;
                 let a = Var::constant(a.clone());
-                let update = LowRank { a: &a, b: &b, scale: 1.0, dropout, site: 3 };
+                let update = LowRank { a: &a, b: &b, mid: Mid::Identity, scale: 1.0, dropout, site: 3 };
                 frozen_linear(tape, &v[0], &FrozenWeight::new(w.clone())?, None, Some(update))
             })
             .unwrap();

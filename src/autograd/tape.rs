@@ -128,6 +128,15 @@ impl Tape {
         self.tracking == Tracking::Adapters
     }
 
+    /// Whether an op on these inputs would be recorded.
+    pub(crate) fn records(&self, inputs: &[&Var]) -> bool {
+        match self.tracking {
+            Tracking::Nothing | Tracking::Needs => false,
+            Tracking::AllWeights => true,
+            Tracking::Adapters => inputs.iter().any(|v| v.slot.is_some()),
+        }
+    }
+
     /// Wraps an op's output, and records the op if a gradient can flow through it. `op` is called only then, with the wanted
     /// gradients, and keeps no more than those need.
     pub fn record<R: Recorded + 'static>(

@@ -83,7 +83,7 @@ pub struct GpuInfo {
 }
 
 /// The few that one kernel takes stay on the stack.
-pub type TensorMaps = SmallVec<[TensorMap; 7]>;
+pub type TensorMaps = SmallVec<[TensorMap; 8]>;
 
 /// Launches in order. The few that one op needs stay on the stack.
 pub type Plan = SmallVec<[LaunchSpec; 2]>;

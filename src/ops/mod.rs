@@ -56,7 +56,7 @@ pub use deformable_sample::{Level, Sampling, deformable_sample};
 pub use dual_rank::{DualRank, dual_rank};
 pub use edge_softmax::edge_softmax;
 pub use embedding::embedding;
-pub use frozen_linear::{BlockUpdate, LowRank, Updates, frozen_linear, frozen_linear_with};
+pub use frozen_linear::{After, BlockUpdate, LowRank, Mid, Updates, frozen_linear, frozen_linear_with};
 pub use frozen_linear_segmented::{Bank, Segments, frozen_linear_segmented};
 pub use granular_scale::{Gate, GateInput, GranularScale, TokenWeights, Update, granular_scale};
 pub use graph_attention::graph_attention;

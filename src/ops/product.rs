@@ -1,18 +1,22 @@
 //! Plans of the matrix products that the linear layers are made of: see `kernels/tile/gemm.cuh` for the formula.
 //!
 //! ```text
-//! out[m, n] = out_scale · ( mask ⊙ low_scale · (A1 · B1) + A2 · B2 ) + bias      or added to what out holds
+//! out[m, n] = out_scale · ( mask ⊙ low_scale · (A1 · B1) + A2 · B2 ) + bias + held      activated[m, n] = φ(out)
 //! ```
 
+mod forecast;
 pub(crate) mod hopper;
 pub(crate) mod one_launch;
 #[cfg(all(test, feature = "emulator"))]
 mod tests;
 
+pub use forecast::Forecast;
+
 use crate::autograd::Target;
 use crate::device::{Device, LaunchSpec, Launcher, Plan};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::ops::activation::Activation;
 use crate::ops::column_sum::column_sum;
 use crate::ops::plan::{PerDType, aligned, by_dtype, launch, pack, per_dtype};
 use crate::ops::scale_add::into_dtype;
@@ -76,6 +80,13 @@ pub(crate) struct Segmented {
     pub slots: usize,
 }
 
+/// A function of out, and where its values go: if that is out itself, they take its place.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Activated {
+    pub activation: Activation,
+    pub to: u64,
+}
+
 /// One product on addresses. Address 0 is an absent operand.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Product {
@@ -89,6 +100,10 @@ pub(crate) struct Product {
     pub b: u64,
     pub out: u64,
     pub bias: u64,
+    /// Added to the result, and laid out as it; for a sum that is added to what out holds, out itself.
+    pub held: u64,
+    /// nt.
+    pub activated: Option<Activated>,
     pub low_rank: Option<LowRankFactors>,
     /// nt and nn.
     pub rider: Option<Rider>,
@@ -97,7 +112,6 @@ pub(crate) struct Product {
     /// nt: of A. nn: of the low-rank product. tn: of B. With segments it acts on the update alone, in nt on its A.
     pub dropout: Option<Dropout>,
     pub scale: f64,
-    pub accumulate: bool,
     /// Elements from one row of a, b and out to the next, where they are columns of wider matrices.
     pub strides: Option<[usize; 3]>,
     pub gpu: Gpu,
@@ -156,7 +170,9 @@ pub(crate) struct GemmParams {
     pub a2: u64,
     pub b2: u64,
     pub bias: u64,
+    pub held: u64,
     pub out: u64,
+    pub activated: u64,
     pub m: u64,
     pub n: u64,
     pub k1: u64,
@@ -173,12 +189,15 @@ pub(crate) struct GemmParams {
     pub flags: u32,
     pub low_scale: f32,
     pub out_scale: f32,
+    /// 0 for none, else 1 + its number.
+    pub activation: u32,
+    pub unused: u32,
 }
 
 const _: () = {
     use std::mem::offset_of;
-    assert!(size_of::<GemmParams>() == 144 && offset_of!(GemmParams, m) == 48 && offset_of!(GemmParams, seed) == 112);
-    assert!(offset_of!(GemmParams, flags) == 132 && offset_of!(GemmParams, out_scale) == 140);
+    assert!(size_of::<GemmParams>() == 168 && offset_of!(GemmParams, m) == 64 && offset_of!(GemmParams, seed) == 128);
+    assert!(offset_of!(GemmParams, flags) == 148 && offset_of!(GemmParams, activation) == 160);
 };
 
 /// Mirrors `struct RideParams` in `kernels/tile/ride.cuh`.
@@ -197,7 +216,7 @@ pub(crate) struct RideParams {
 const _: () = {
     use std::mem::offset_of;
     assert!(
-        size_of::<RideParams>() == 184 && offset_of!(RideParams, values) == 144 && offset_of!(RideParams, b) == 176
+        size_of::<RideParams>() == 208 && offset_of!(RideParams, values) == 168 && offset_of!(RideParams, b) == 200
     );
 };
 
@@ -214,8 +233,8 @@ pub(crate) struct SegmentParams {
 
 const _: () = {
     use std::mem::offset_of;
-    assert!(size_of::<SegmentParams>() == 168 && offset_of!(SegmentParams, offsets) == 144);
-    assert!(offset_of!(SegmentParams, slots) == 160);
+    assert!(size_of::<SegmentParams>() == 192 && offset_of!(SegmentParams, offsets) == 168);
+    assert!(offset_of!(SegmentParams, slots) == 184);
 };
 
 pub(crate) const VECTOR_A1: u32 = 1;
@@ -223,8 +242,7 @@ pub(crate) const VECTOR_B1: u32 = 2;
 pub(crate) const VECTOR_A2: u32 = 4;
 pub(crate) const VECTOR_B2: u32 = 8;
 pub(crate) const DROPOUT: u32 = 16;
-pub(crate) const ACCUMULATE: u32 = 32;
-pub(crate) const PAIRS: u32 = 64;
+pub(crate) const PAIRS: u32 = 32;
 
 /// A tile of out that one block computes, and the kernels that do: by layout, then by dtype.
 struct Tile {
@@ -295,12 +313,13 @@ impl Product {
             b,
             out,
             bias: 0,
+            held: 0,
+            activated: None,
             low_rank: None,
             rider: None,
             segmented: None,
             dropout: None,
             scale: 1.0,
-            accumulate: false,
             strides: None,
             gpu: Gpu::ANY,
         }
@@ -330,7 +349,7 @@ impl Product {
         if self.segmented.is_none() || hopper::choose(&base).is_none() {
             return Ok(Plan::from_iter([self.spec()?]));
         }
-        let update = Product { a: 0, b: 0, k: 0, bias: 0, accumulate: true, ..self };
+        let update = Product { a: 0, b: 0, k: 0, bias: 0, held: self.out, ..self };
         Ok(Plan::from_iter([base.spec()?, update.spec()?]))
     }
 
@@ -339,10 +358,17 @@ impl Product {
         if self.m == 0 {
             return Ok(());
         }
-        into_dtype(target, self.dtype, |target| {
-            let into = Product { out: target.tensor.address()?, accumulate: target.accumulate, ..self.on(device) };
-            device.run(&into.launches()?)
-        })
+        into_dtype(target, self.dtype, |target| device.run(&self.on(device).into_target(target)?.launches()?))
+    }
+
+    /// The launch that writes to `out`, of tn in pieces as [`Product::sum_into`] cuts them, and how many there are.
+    fn sum_spec(&self) -> Result<(LaunchSpec, usize)> {
+        if self.layout != Layout::Tn {
+            return Ok((self.spec()?, 1));
+        }
+        let tile = self.choose()?;
+        let split = self.split(tile);
+        Ok((self.spec_in_pieces(tile, split)?, self.k.div_ceil(split)))
     }
 
     /// Adds the product, a gradient summed over tokens (tn), to `target`, or writes it there: through an f32 workspace of pieces that
@@ -361,13 +387,24 @@ impl Product {
         let tile = self.choose()?;
         let pieces = self.k.div_ceil(split);
         if pieces == 1 && out.dtype() == DType::F32 {
-            (self.out, self.accumulate) = (out.address()?, target.accumulate);
+            self = self.into_target(target)?;
             return device.run(&Plan::from_iter([self.spec_in_pieces(tile, split)?]));
         }
         let workspace = Tensor::empty(device, &[pieces, self.m, self.n], DType::F32)?;
-        (self.out, self.accumulate) = (workspace.address()?, false);
+        (self.out, self.held) = (workspace.address()?, 0);
         device.run(&Plan::from_iter([self.spec_in_pieces(tile, split)?]))?;
         column_sum(&workspace, 1, self.m * self.n, 1.0, target)
+    }
+
+    /// Writes to `target`, or adds to what it holds.
+    fn into_target(self, target: &Target) -> Result<Self> {
+        let out = target.tensor.address()?;
+        Ok(Product { out, held: if target.accumulate { out } else { 0 }, ..self })
+    }
+
+    /// Whether its kernel applies a function to the result.
+    pub fn activates(&self) -> bool {
+        self.layout == Layout::Nt && (self.rider.is_none() || hopper::choose(self).is_none())
     }
 
     /// The kernels that there are, in order of preference, up to the one that is taken.
@@ -457,7 +494,9 @@ impl Product {
             if whole { flag } else { 0 }
         };
         let out_size = if self.layout == Layout::Tn { 4 } else { self.dtype.size() as u64 };
-        let pairs = [self.n, stride_out].iter().all(|n| n.is_multiple_of(2)) && self.out.is_multiple_of(2 * out_size);
+        let activated = self.activated.map_or(0, |a| a.to);
+        let pairs = [self.n, stride_out].iter().all(|n| n.is_multiple_of(2))
+            && [self.out, activated].iter().all(|a| a.is_multiple_of(2 * out_size));
         // A row must be whole units long, and the next one start at one.
         let vector_row = |address: u64, row: usize, stride: usize, flag: u32| {
             if row.is_multiple_of(pack(self.dtype)) { vector(address, stride, flag) } else { 0 }
@@ -467,7 +506,6 @@ impl Product {
             | vector(low.a, low.rank, VECTOR_A1)
             | vector(low.b, low_row_b, VECTOR_B1)
             | if self.dropout.is_some() { DROPOUT } else { 0 }
-            | if self.accumulate { ACCUMULATE } else { 0 }
             | if pairs { PAIRS } else { 0 };
         // The kernel's masks only drop; what is kept is scaled together with the sum it is part of.
         let keep = self.dropout.map_or(1.0, |d| f64::from(d.keep_scale));
@@ -480,7 +518,9 @@ impl Product {
             a2: self.a,
             b2: self.b,
             bias: self.bias,
+            held: self.held,
             out: self.out,
+            activated,
             m: self.m as u64,
             n: self.n as u64,
             // Segments have steps of their own.
@@ -498,6 +538,8 @@ impl Product {
             // The rider's scale multiplies both sums.
             low_scale: (low.scale * low_keep / self.rider.map_or(1.0, |r| r.scale)) as f32,
             out_scale: (self.scale * out_keep) as f32,
+            activation: self.activated.map_or(0, |a| a.activation.code()),
+            unused: 0,
         }
     }
 }

@@ -13,12 +13,12 @@ use super::{Allocation, Family, Patterns, Site, require_block, require_fit};
 use crate::adapters::attach::{Attached, for_targets};
 use crate::adapters::lora::{Lora, declare, validate};
 use crate::adapters::merge::{add_blocks, add_low_rank};
-use crate::adapters::{AdaptedLinear, AttachReport, LinearAdapter, LoraConfig, Slot, Trunk};
+use crate::adapters::{AdaptedLinear, AttachReport, Frozen, LinearAdapter, LoraConfig, Slot, Trunk};
 use crate::autograd::{Tape, Var};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::format::peft::{Matcher, Modules};
-use crate::ops::{BlockUpdate, LowRank, Updates, frozen_linear_with};
+use crate::ops::{After, BlockUpdate, LowRank, Mid, Updates, frozen_linear_with};
 use crate::tensor::{BlockPattern, FrozenWeight, Init, ParamId, ParamSet, ParamSetBuilder};
 
 const OP: &str = "block_sparse_delta";
@@ -47,7 +47,7 @@ impl BlockSparseDelta {
 }
 
 impl LinearAdapter for BlockSparseDelta {
-    fn forward(&self, tape: &mut Tape, x: &Var, weight: &FrozenWeight, bias: Option<&Var>) -> Result<Var> {
+    fn forward(&self, tape: &mut Tape, x: &Var, frozen: Frozen<'_>) -> Result<Var> {
         let values = self.existing().map(|(_, id)| tape.param(*id)).transpose()?;
         let factors = self.low_rank.as_ref().map(|l| Ok((l, tape.param(l.a)?, tape.param(l.b)?))).transpose()?;
         let pattern = self.existing().map(|(pattern, _)| pattern);
@@ -55,17 +55,21 @@ impl LinearAdapter for BlockSparseDelta {
             low_rank: factors.as_ref().map(|(l, a, b)| LowRank {
                 a,
                 b,
+                mid: Mid::Identity,
                 scale: l.scale,
                 dropout: l.dropout,
                 site: l.site,
             }),
             sparse: pattern.zip(values.as_ref()).map(|(pattern, values)| BlockUpdate { pattern, values, scale: 1.0 }),
         };
-        let y = frozen_linear_with(tape, x, weight, bias, updates)?;
-        match &self.blocks {
-            Some(blocks) => blocks.watch(tape, x, y),
-            None => Ok(y),
-        }
+        let Frozen { weight, bias, after } = frozen;
+        let Some(blocks) = &self.blocks else {
+            return frozen_linear_with(tape, x, weight, bias, updates, after);
+        };
+        // What is watched is the gradient of the product itself.
+        let y = frozen_linear_with(tape, x, weight, bias, updates, After::default())?;
+        let y = blocks.watch(tape, x, y)?;
+        after.apply(tape, y)
     }
 
     fn update(&self, params: &ParamSet, weight: &FrozenWeight) -> Result<Vec<f64>> {

@@ -30,12 +30,12 @@ pub use budget::{Shape, finest_within};
 use std::str::FromStr;
 
 use super::attach::{AttachReport, Attached, Sides, for_places, for_targets};
-use super::{Bottleneck, BottleneckConfig, HeadLayout, Insert, LinearAdapter, Trunk};
+use super::{Bottleneck, BottleneckConfig, Frozen, HeadLayout, Insert, LinearAdapter, Trunk};
 use crate::autograd::{Tape, Var};
 use crate::error::{Error, Result};
 use crate::format::peft::{Modules, PeftConfig};
-use crate::ops::{Gate, GateInput, GranularScale, TokenWeights, frozen_linear};
-use crate::tensor::{FrozenWeight, Init, ParamId, ParamSetBuilder};
+use crate::ops::{Gate, GateInput, GranularScale, TokenWeights};
+use crate::tensor::{Init, ParamId, ParamSetBuilder};
 
 const OP: &str = "vl_pet";
 
@@ -339,8 +339,9 @@ fn decoder_bottleneck(width: usize, rank: usize, start: Start) -> BottleneckConf
 }
 
 impl LinearAdapter for VlPetDecoder {
-    fn forward(&self, tape: &mut Tape, x: &Var, weight: &FrozenWeight, bias: Option<&Var>) -> Result<Var> {
-        let values = frozen_linear(tape, x, weight, bias, None)?;
-        self.bottleneck.add(tape, x, &values, GranularScale::new(Gate::Open))
+    fn forward(&self, tape: &mut Tape, x: &Var, frozen: Frozen<'_>) -> Result<Var> {
+        let values = frozen.product(tape, x)?;
+        let values = self.bottleneck.add(tape, x, &values, GranularScale::new(Gate::Open))?;
+        frozen.after.apply(tape, values)
     }
 }

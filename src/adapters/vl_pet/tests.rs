@@ -2,7 +2,9 @@ use super::*;
 use crate::autograd::Grads;
 use crate::device::Device;
 use crate::dtype::DType;
+use crate::ops::frozen_linear;
 use crate::ops::{Activation, activation, linear};
+use crate::tensor::FrozenWeight;
 use crate::tensor::{ParamSet, Tensor};
 use crate::testing::normal;
 

@@ -4,7 +4,7 @@ use super::Order;
 use crate::adapters::{AdaptedLinear, AdaptedNorm, InsertPoint};
 use crate::autograd::{Segment, Tape, Var};
 use crate::error::Result;
-use crate::ops::{Activation, AttentionOptions, TokenWeights, activation, attention, join, multiply, scale_add};
+use crate::ops::{Activation, After, AttentionOptions, TokenWeights, attention, join, multiply};
 use crate::tensor::Tensor;
 
 /// Keys and values of some tokens, `[b, s, inner]` each.
@@ -38,11 +38,18 @@ impl Attention {
         Ok(KeysValues { k: self.k.forward(tape, x)?, v: self.v.forward(tape, x)? })
     }
 
-    pub fn forward(&self, tape: &mut Tape, x: &Var, seen: &KeysValues, mask: Option<&Tensor>) -> Result<Var> {
+    pub fn forward(
+        &self,
+        tape: &mut Tape,
+        x: &Var,
+        seen: &KeysValues,
+        mask: Option<&Tensor>,
+        after: After<'_>,
+    ) -> Result<Var> {
         let q = self.q.forward(tape, x)?;
         let options = AttentionOptions { heads: self.heads, causal: self.causal, mask, scale: self.scale };
         let mixed = attention(tape, &q, &seen.k, &seen.v, &options)?;
-        self.o.forward(tape, &mixed)
+        self.o.forward_then(tape, &mixed, after)
     }
 
     pub fn linears(&self) -> [&AdaptedLinear; 4] {
@@ -64,14 +71,14 @@ pub(super) struct FeedForward {
 }
 
 impl FeedForward {
-    pub fn forward(&self, tape: &mut Tape, x: &Var) -> Result<Var> {
-        let wide = self.wide.forward(tape, x)?;
-        let mut wide = activation(tape, &wide, self.activation)?;
+    pub fn forward(&self, tape: &mut Tape, x: &Var, after: After<'_>) -> Result<Var> {
+        let activated = After { residual: None, activation: Some(self.activation) };
+        let mut wide = self.wide.forward_then(tape, x, activated)?;
         if let Some(gate) = &self.gate {
             let gate = gate.forward(tape, x)?;
             wide = multiply(tape, &wide, &gate)?;
         }
-        self.narrow.forward(tape, &wide)
+        self.narrow.forward_then(tape, &wide, after)
     }
 
     pub fn linears(&self) -> impl Iterator<Item = &AdaptedLinear> {
@@ -83,7 +90,7 @@ impl FeedForward {
     }
 }
 
-/// The residual connection and the norm around a sub-layer.
+/// The norm around a sub-layer and its residual connection.
 #[derive(Clone, Debug)]
 pub(super) struct Around {
     pub order: Order,
@@ -91,17 +98,15 @@ pub(super) struct Around {
 }
 
 impl Around {
-    /// `sub_layer` gets what it computes on and, as the tape goes on, what it will be added to.
+    /// `sub_layer` gets what it computes on, and adds the residual itself.
     fn forward(&self, tape: &mut Tape, x: &Var, sub_layer: impl FnOnce(&mut Tape, &Var) -> Result<Var>) -> Result<Var> {
         match self.order {
             Order::PreNorm => {
                 let normed = self.norm.forward(tape, x)?;
-                let out = sub_layer(tape, &normed)?;
-                scale_add(tape, x, &out, 1.0)
+                sub_layer(tape, &normed)
             }
             Order::PostNorm => {
-                let out = sub_layer(tape, x)?;
-                let sum = scale_add(tape, x, &out, 1.0)?;
+                let sum = sub_layer(tape, x)?;
                 self.norm.forward(tape, &sum)
             }
         }
@@ -122,12 +127,12 @@ impl EncoderLayer {
     fn forward(&self, tape: &mut Tape, x: &Var, mask: Option<&Tensor>, real: Option<&TokenWeights>) -> Result<Var> {
         let x = &self.around_attention.forward(tape, x, |tape, inner| {
             let seen = self.attention.keys_values(tape, inner)?;
-            let mixed = self.attention.forward(tape, inner, &seen, mask)?;
-            self.after_attention.forward_among(tape, x, mixed, real)
+            let attention = |tape: &mut Tape, after: After| self.attention.forward(tape, inner, &seen, mask, after);
+            self.after_attention.add(tape, x, real, attention)
         })?;
         self.around_feed_forward.forward(tape, x, |tape, inner| {
-            let out = self.feed_forward.forward(tape, inner)?;
-            self.after_feed_forward.forward_among(tape, x, out, real)
+            let feed_forward = |tape: &mut Tape, after: After| self.feed_forward.forward(tape, inner, after);
+            self.after_feed_forward.add(tape, x, real, feed_forward)
         })
     }
 
@@ -197,17 +202,18 @@ impl DecoderLayer {
                 None => these,
                 Some(before) => before.followed_by(tape, &these)?,
             };
-            let mixed = self.attention.forward(tape, inner, &all, own_mask)?;
+            let attention = |tape: &mut Tape, after: After| self.attention.forward(tape, inner, &all, own_mask, after);
+            let mixed = after_attention.add(tape, x, None, attention);
             *own = Some(all);
-            after_attention.forward(tape, x, mixed)
+            mixed
         })?;
         let x = &self.around_cross.forward(tape, x, |tape, inner| {
-            let mixed = self.cross.forward(tape, inner, source, source_mask)?;
-            after_cross.forward(tape, x, mixed)
+            let cross = |tape: &mut Tape, after: After| self.cross.forward(tape, inner, source, source_mask, after);
+            after_cross.add(tape, x, None, cross)
         })?;
         self.around_feed_forward.forward(tape, x, |tape, inner| {
-            let out = self.feed_forward.forward(tape, inner)?;
-            after_feed_forward.forward(tape, x, out)
+            let feed_forward = |tape: &mut Tape, after: After| self.feed_forward.forward(tape, inner, after);
+            after_feed_forward.add(tape, x, None, feed_forward)
         })
     }
 

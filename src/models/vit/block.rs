@@ -7,7 +7,7 @@ use super::Norm;
 use crate::adapters::{AdaptedLinear, InsertPoint};
 use crate::autograd::{Segment, Tape, Var};
 use crate::error::Result;
-use crate::ops::{Activation, AttentionOptions, Pooling, activation, attention, pool, scale_add};
+use crate::ops::{Activation, After, AttentionOptions, Pooling, attention, pool};
 
 /// Which tokens of a block's output are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,16 +70,12 @@ impl Segment for Block {
         let v = self.v.forward(tape, &normed)?;
         let options = AttentionOptions { heads: self.heads, ..AttentionOptions::default() };
         let mixed = attention(tape, &q, &k, &v, &options)?;
-        let mixed = self.o.forward(tape, &mixed)?;
         let x = self.read.of(tape, x)?;
-        let mixed = self.after_attention.forward(tape, &x, mixed)?;
-        let x = scale_add(tape, &x, &mixed, 1.0)?;
+        let x = self.after_attention.add(tape, &x, None, |tape, after| self.o.forward_then(tape, &mixed, after))?;
 
         let normed = self.norm_after.forward(tape, &x)?;
-        let wide = self.fc1.forward(tape, &normed)?;
-        let wide = activation(tape, &wide, self.activation)?;
-        let narrow = self.fc2.forward(tape, &wide)?;
-        let narrow = self.after_mlp.forward(tape, &x, narrow)?;
-        scale_add(tape, &x, &narrow, 1.0)
+        let activated = After { residual: None, activation: Some(self.activation) };
+        let wide = self.fc1.forward_then(tape, &normed, activated)?;
+        self.after_mlp.add(tape, &x, None, |tape, after| self.fc2.forward_then(tape, &wide, after))
     }
 }

@@ -33,7 +33,7 @@ use crate::tensor::Tensor;
 
 const OP: &str = "activation";
 
-/// Which function. The order is that of `enum Activation` in `kernels/activation.cu`.
+/// Which function. The order is that of `enum Activation` in `kernels/tile/activation.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Activation {
@@ -58,6 +58,11 @@ impl Activation {
             Activation::QuickGelu => "quick_gelu",
             Activation::Silu => "silu",
         }
+    }
+
+    /// How a product's kernel knows the function; 0 is none.
+    pub(crate) const fn code(self) -> u32 {
+        1 + self as u32
     }
 
     /// Floating-point operations of one element, roughly: an exponential counts as ten.
@@ -101,15 +106,27 @@ impl Desc {
 
 /// `y = f(x)`, elementwise; see the module for the functions.
 pub fn activation(tape: &mut Tape, x: &Var, activation: Activation) -> Result<Var> {
-    let desc = Desc::new(x.tensor(), activation)?;
-    let y = Tensor::empty(x.tensor().device(), x.dims(), desc.dtype)?;
-    forward(&desc, x.tensor(), &y)?;
-    let kept = Kept { desc, x: x.save() };
+    let y = apply(activation, x.tensor())?;
+    record(tape, x, activation, y)
+}
+
+/// `f(x)`, without a tape.
+pub(crate) fn apply(activation: Activation, x: &Tensor) -> Result<Tensor> {
+    let desc = Desc::new(x, activation)?;
+    let y = Tensor::empty(x.device(), x.dims(), desc.dtype)?;
+    forward(&desc, x, &y)?;
+    Ok(y)
+}
+
+/// `y = f(x)` that has been computed already.
+pub(crate) fn record(tape: &mut Tape, x: &Var, activation: Activation, y: Tensor) -> Result<Var> {
+    let kept = Kept { desc: Desc::new(x.tensor(), activation)?, x: x.save() };
     let out = tape.record(y, &[x], |_| kept.clone());
     Ok(if x.needs_grad() && tape.may_recompute() { out.with_recipe(Arc::new(kept)) } else { out })
 }
 
-fn forward(desc: &Desc, x: &Tensor, y: &Tensor) -> Result<()> {
+/// `y` may be x itself on a GPU.
+pub(crate) fn forward(desc: &Desc, x: &Tensor, y: &Tensor) -> Result<()> {
     if desc.n == 0 {
         return Ok(());
     }
@@ -120,7 +137,7 @@ fn forward(desc: &Desc, x: &Tensor, y: &Tensor) -> Result<()> {
 }
 
 /// `dx (+)= f'(x) ⊙ dy`.
-fn backward(desc: &Desc, dy: &Tensor, x: &Tensor, target: &Target) -> Result<()> {
+pub(crate) fn backward(desc: &Desc, dy: &Tensor, x: &Tensor, target: &Target) -> Result<()> {
     if desc.n == 0 {
         return Ok(());
     }
@@ -139,10 +156,7 @@ struct Kept {
 
 impl Recompute for Kept {
     fn recompute(&self) -> Result<Tensor> {
-        let x = self.x.get()?;
-        let y = Tensor::empty(x.device(), x.dims(), self.desc.dtype)?;
-        forward(&self.desc, &x, &y)?;
-        Ok(y)
+        apply(self.desc.activation, &self.x.get()?)
     }
 
     fn holds(&self) -> Vec<&Tensor> {

@@ -134,61 +134,80 @@ const GAMMA: usize = 2;
 const BETA: usize = 3;
 
 /// `LayerNorm(S dropout(x)) ⊙ ReLU(T x)`; see the module for shapes and errors.
-pub fn dual_rank(tape: &mut Tape, x: &Var, gate: &DualRank) -> Result<Var> {
-    let desc = Desc::new(tape, x.tensor(), gate)?;
-    let device = x.tensor().device();
-    let projected = Tensor::empty(device, &[desc.m, 2 * desc.r], desc.dtype)?;
-    project(&desc, x.tensor(), gate.stacked.tensor(), &projected)?;
-    let (gamma, beta) = (gate.gamma.tensor().clone(), gate.beta.tensor().clone());
-    let kept = Kept { desc, projected: Saved::Held(projected), gamma, beta };
+pub fn dual_rank(tape: &mut Tape, x: &Var, operands: &DualRank) -> Result<Var> {
+    let gate = Gate::new(tape, x.tensor(), operands)?;
+    let projected = Saved::Held(gate.project(x.tensor(), operands.stacked.tensor())?);
+    let kept = Kept { gate, projected };
     let mut dims = Dims::from_slice(x.dims());
     if let Some(last) = dims.last_mut() {
-        *last = desc.r;
+        *last = kept.gate.desc.r;
     }
     let h = kept.recompute()?.reshape(&dims)?;
-    let inputs = [x, gate.stacked, gate.gamma, gate.beta];
+    let inputs = [x, operands.stacked, operands.gamma, operands.beta];
     let recipe = inputs.iter().any(|v| v.needs_grad()) && tape.may_recompute();
     let h = tape.record(h, &inputs, |wants| Node {
         kept: kept.clone(),
-        stacked: gate.stacked.tensor().clone(),
+        stacked: operands.stacked.tensor().clone(),
         x: (wants.weights || wants.input(STACKED)).then(|| x.save()),
     });
     Ok(if recipe { h.with_recipe(Arc::new(kept)) } else { h })
 }
 
-/// `[a, t]`: the two halves of a row one after the other, on a GPU with dropout one matrix after the other.
-fn project(desc: &Desc, x: &Tensor, stacked: &Tensor, projected: &Tensor) -> Result<()> {
-    if desc.m == 0 {
-        return Ok(());
-    }
-    if x.device().is_cpu() {
-        return with_real!(desc.dtype, OP, T => cpu::project::<T>(desc, x, stacked, projected));
-    }
-    x.device().run(&gpu::project(desc, x, stacked, projected)?)
-}
-
-/// What backward and the making again of h both need.
+/// A validated call and the norm's weights.
 #[derive(Clone, Debug)]
-struct Kept {
-    desc: Desc,
-    projected: Saved,
+pub(in crate::ops) struct Gate {
+    pub desc: Desc,
     gamma: Tensor,
     beta: Tensor,
 }
 
-impl Recompute for Kept {
-    fn recompute(&self) -> Result<Tensor> {
-        let (desc, projected) = (&self.desc, self.projected.get()?);
+impl Gate {
+    pub fn new(tape: &Tape, x: &Tensor, operands: &DualRank) -> Result<Self> {
+        let desc = Desc::new(tape, x, operands)?;
+        Ok(Gate { desc, gamma: operands.gamma.tensor().clone(), beta: operands.beta.tensor().clone() })
+    }
+
+    /// `[a, t]`: the two halves of a row one after the other, on a GPU with dropout one matrix after the other.
+    pub fn project(&self, x: &Tensor, stacked: &Tensor) -> Result<Tensor> {
+        let desc = &self.desc;
+        let projected = Tensor::empty(x.device(), &[desc.m, 2 * desc.r], desc.dtype)?;
+        if desc.m == 0 {
+            return Ok(projected);
+        }
+        if x.device().is_cpu() {
+            with_real!(desc.dtype, OP, T => cpu::project::<T>(desc, x, stacked, &projected))?;
+        } else {
+            x.device().run(&gpu::project(desc, x, stacked, &projected)?)?;
+        }
+        Ok(projected)
+    }
+
+    /// h of `[a, t]`.
+    pub fn open(&self, projected: &Tensor) -> Result<Tensor> {
+        let (desc, weights) = (&self.desc, [&self.gamma, &self.beta]);
         let h = Tensor::empty(projected.device(), &[desc.m, desc.r], desc.dtype)?;
         if desc.m == 0 {
             return Ok(h);
         }
         if h.device().is_cpu() {
-            with_real!(desc.dtype, OP, T => cpu::forward::<T>(desc, &projected, [&self.gamma, &self.beta], &h))?;
+            with_real!(desc.dtype, OP, T => cpu::forward::<T>(desc, projected, weights, &h))?;
         } else {
-            h.device().run(&gpu::forward(desc, &projected, [&self.gamma, &self.beta], &h)?)?;
+            h.device().run(&gpu::forward(desc, projected, weights, &h)?)?;
         }
         Ok(h)
+    }
+}
+
+/// What backward and the making again of h both need.
+#[derive(Clone, Debug)]
+struct Kept {
+    gate: Gate,
+    projected: Saved,
+}
+
+impl Recompute for Kept {
+    fn recompute(&self) -> Result<Tensor> {
+        self.gate.open(&self.projected.get()?)
     }
 
     fn holds(&self) -> Vec<&Tensor> {
@@ -213,49 +232,56 @@ impl Recorded for Node {
     }
 
     fn backward(&self, dh: &Tensor, sinks: &mut Sinks<'_>) -> Result<()> {
-        let desc = &self.kept.desc;
-        let slopes = Slopes::new(&self.kept, dh)?;
-        if sinks.wants(GAMMA) || sinks.wants(BETA) {
-            let sums = slopes.sums(desc)?;
-            for (input, half) in [(GAMMA, 0), (BETA, desc.r)] {
-                if let Some(target) = sinks.open(input)? {
-                    column_sum(&sums.slice(0, half, desc.r)?, 1, desc.r, 1.0, &target)?;
-                }
-            }
-        }
+        let gate = &self.kept.gate;
+        let slopes = Slopes::new(gate, &self.kept.projected.get()?, dh)?;
+        slopes.weight_gradients(gate, [GAMMA, BETA], sinks)?;
         if let (Some(x), Some(target)) = (&self.x, sinks.open(STACKED)?) {
-            slopes.stacked_gradient(desc, &x.get()?, &target)?;
+            slopes.stacked_gradient(gate, &x.get()?, &target)?;
         }
         if let Some(target) = sinks.open(X)? {
-            slopes.input_gradient(desc, &self.stacked, &target)?;
+            slopes.input_gradient(gate, &self.stacked, &target)?;
         }
         Ok(())
     }
 }
 
 /// The gradient of `[a, t]`, laid out as that is, and the sums of dγ and dβ over pieces of rows, `[pieces, 2r]`.
-struct Slopes {
-    projected: Tensor,
+pub(in crate::ops) struct Slopes {
+    pub projected: Tensor,
     partial: Tensor,
 }
 
 impl Slopes {
-    fn new(kept: &Kept, dh: &Tensor) -> Result<Self> {
-        let (desc, projected) = (&kept.desc, kept.projected.get()?);
+    pub fn new(gate: &Gate, projected: &Tensor, dh: &Tensor) -> Result<Self> {
+        let (desc, weights) = (&gate.desc, [&gate.gamma, &gate.beta]);
         let slopes = Slopes {
             projected: Tensor::empty(dh.device(), &[desc.m, 2 * desc.r], desc.dtype)?,
             partial: Tensor::empty(dh.device(), &[desc.pieces(), 2 * desc.r], desc.dtype.accumulator())?,
         };
-        let weights = [&kept.gamma, &kept.beta];
         if desc.m == 0 {
             return Ok(slopes);
         }
         if dh.device().is_cpu() {
-            with_real!(desc.dtype, OP, T => cpu::backward::<T>(desc, &projected, weights, dh, &slopes))?;
+            with_real!(desc.dtype, OP, T => cpu::backward::<T>(desc, projected, weights, dh, &slopes))?;
         } else {
-            dh.device().run(&gpu::backward(desc, &projected, weights, dh, &slopes)?)?;
+            dh.device().run(&gpu::backward(desc, projected, weights, dh, &slopes)?)?;
         }
         Ok(slopes)
+    }
+
+    /// Those of γ and β, the inputs at these positions.
+    pub fn weight_gradients(&self, gate: &Gate, inputs: [usize; 2], sinks: &mut Sinks<'_>) -> Result<()> {
+        if !inputs.iter().any(|&input| sinks.wants(input)) {
+            return Ok(());
+        }
+        let r = gate.desc.r;
+        let sums = self.sums(&gate.desc)?;
+        for (input, half) in inputs.into_iter().zip([0, r]) {
+            if let Some(target) = sinks.open(input)? {
+                column_sum(&sums.slice(0, half, r)?, 1, r, 1.0, &target)?;
+            }
+        }
+        Ok(())
     }
 
     /// dγ and dβ, `[2r]`.
@@ -265,14 +291,16 @@ impl Slopes {
         Ok(tensor)
     }
 
-    fn stacked_gradient(&self, desc: &Desc, x: &Tensor, target: &Target) -> Result<()> {
+    pub fn stacked_gradient(&self, gate: &Gate, x: &Tensor, target: &Target) -> Result<()> {
+        let desc = &gate.desc;
         if x.device().is_cpu() {
             return with_real!(desc.dtype, OP, T => cpu::stacked_gradient::<T>(desc, &self.projected, x, target));
         }
         gpu::stacked_gradient(desc, &self.projected, x, target)
     }
 
-    fn input_gradient(&self, desc: &Desc, stacked: &Tensor, target: &Target) -> Result<()> {
+    pub fn input_gradient(&self, gate: &Gate, stacked: &Tensor, target: &Target) -> Result<()> {
+        let desc = &gate.desc;
         if stacked.device().is_cpu() {
             return with_real!(desc.dtype, OP, T => cpu::input_gradient::<T>(desc, &self.projected, stacked, target));
         }

@@ -11,26 +11,74 @@ use crate::ops::thin::{self, Lies};
 use crate::rng::Dropout;
 use crate::tensor::Tensor;
 
-pub fn forward<T: Real>(desc: &Desc, x: &Tensor, operands: &Operands, h: Option<&Tensor>, y: &Tensor) -> Result<()> {
+pub fn forward<T: Real>(desc: &Desc, x: &Tensor, operands: &Operands, y: &Tensor) -> Result<()> {
     let Desc { m, n, k, r, .. } = *desc;
     let x = In::<T>::of(OP, x)?;
     let weight = In::<T>::of(OP, operands.weight)?;
     let mut out = Out::<T>::of(OP, y)?;
     let bias = operands.bias.map(|b| In::<T>::of(OP, b)).transpose()?;
     affine(&mut out, (&x, &weight), bias.as_deref(), [m, n, k]);
-    if let (Some(a), Some(b), Some(h)) = (operands.a, operands.b, h) {
-        let (a, b) = (In::<T>::of(OP, a)?, In::<T>::of(OP, b)?);
-        let dropped = desc.dropout.map(|d| masked(&x, &d));
-        let kept = dropped.as_deref().unwrap_or(&x);
-        let mut low = Out::<T>::of(OP, h)?;
-        thin::project(&mut low, kept, Mat::new(&a, r, k));
-        let scale = T::of(desc.scale);
-        low.iter_mut().for_each(|v| *v *= scale);
-        thin::expand(&mut out, &low, Mat::new(&b, n, r).t(), T::of(1.0));
-        low.finish()?;
+    if let (Some(b), Some(h)) = (operands.b, operands.h) {
+        let b = In::<T>::of(OP, b)?;
+        let b = Mat::new(&b, n, r).t();
+        match operands.a {
+            Some(a) => {
+                let mut made = Out::<T>::of(OP, h)?;
+                low(desc, &x, a, &mut made)?;
+                thin::expand(&mut out, &made, b, T::of(desc.h_scale));
+                made.finish()?;
+            }
+            None => thin::expand(&mut out, &In::<T>::of(OP, h)?, b, T::of(desc.h_scale)),
+        }
     }
     if let Some(sparse) = operands.sparse {
         dense_into(sparse.update.product(), &sparse.values, &x, &mut out, true)?;
+    }
+    if let Some(residual) = operands.residual {
+        let residual = In::<T>::of(OP, residual)?;
+        let residual: &[T] = &residual;
+        for_rows(
+            &mut out,
+            n,
+            #[inline(always)]
+            |i, row| {
+                for (o, &v) in row.iter_mut().zip(&residual[i * n..]) {
+                    *o += v;
+                }
+            },
+        );
+    }
+    out.finish()
+}
+
+/// `z = s · dropout(x) Aᵀ`.
+fn low<T: Real>(desc: &Desc, x: &[T], a: &Tensor, z: &mut [T]) -> Result<()> {
+    let a = In::<T>::of(OP, a)?;
+    let dropped = desc.dropout.map(|d| masked(x, &d));
+    thin::project(z, dropped.as_deref().unwrap_or(x), Mat::new(&a, desc.r, desc.k));
+    scale(z, desc.z_scale);
+    Ok(())
+}
+
+fn scale<T: Real>(values: &mut [T], by: f64) {
+    if by != 1.0 {
+        let by = T::of(by);
+        values.iter_mut().for_each(|v| *v *= by);
+    }
+}
+
+/// `z = dropout(x) Aᵀ + c`.
+pub fn biased_low<T: Real>(desc: &Desc, x: &Tensor, (a, bias): (&Tensor, Option<&Tensor>), z: &Tensor) -> Result<()> {
+    let x = In::<T>::of(OP, x)?;
+    let mut out = Out::<T>::of(OP, z)?;
+    low(desc, &x, a, &mut out)?;
+    if let Some(bias) = bias {
+        let bias = In::<T>::of(OP, bias)?;
+        for row in out.chunks_exact_mut(desc.r) {
+            for (v, &c) in row.iter_mut().zip(bias.iter()) {
+                *v += c;
+            }
+        }
     }
     out.finish()
 }
@@ -39,6 +87,7 @@ pub fn project<T: Real>(desc: &Desc, dy: &Tensor, b: &Tensor, u: &Tensor) -> Res
     let (dy, b) = (In::<T>::of(OP, dy)?, In::<T>::of(OP, b)?);
     let mut out = Out::<T>::of(OP, u)?;
     thin::project(&mut out, &dy, Mat::new(&b, desc.n, desc.r).t());
+    scale(&mut out, desc.h_scale);
     out.finish()
 }
 
@@ -49,14 +98,15 @@ pub fn input_gradient<T: Real>(
     updates: Backward,
     target: &Target,
 ) -> Result<()> {
-    let Desc { m, n, k, r, .. } = *desc;
+    let Desc { m, n, k, .. } = *desc;
     let (dy, weight) = (In::<T>::of(OP, dy)?, In::<T>::of(OP, weight)?);
     let mut out = Out::<T>::into(OP, target)?;
     let keep = target.accumulate.then(|| T::of(1.0));
     gemm(MatMut::new(&mut out, m, k), keep, Mat::new(&dy, m, n), Mat::new(&weight, n, k), T::of(1.0));
     if let Some((a, u)) = updates.low_rank {
+        let rank = u.cols();
         let (a, u) = (In::<T>::of(OP, a)?, In::<T>::of(OP, u)?);
-        let (a, scale) = (Mat::new(&a, r, k), T::of(desc.scale));
+        let (a, scale) = (Mat::new(&a, rank, k), T::of(desc.z_scale));
         match &desc.dropout {
             None => thin::expand(&mut out, &u, a, scale),
             Some(dropout) => {
@@ -78,13 +128,13 @@ pub fn input_gradient<T: Real>(
 }
 
 pub fn a_gradient<T: Real>(desc: &Desc, u: &Tensor, x: &Tensor, target: &Target) -> Result<()> {
-    let Desc { m, k, r, .. } = *desc;
+    let (Desc { m, k, .. }, rank) = (*desc, u.cols());
     let (u, x) = (In::<T>::of(OP, u)?, In::<T>::of(OP, x)?);
     let dropped = desc.dropout.map(|d| masked(&x, &d));
     let x = dropped.as_deref().unwrap_or(&x);
     let mut out = Out::<T>::into(OP, target)?;
-    let (u, x) = (Mat::new(&u, m, r), Mat::new(x, m, k));
-    thin::gather(&mut out, Lies::Straight, target.accumulate, u, x, T::of(desc.scale));
+    let (u, x) = (Mat::new(&u, m, rank), Mat::new(x, m, k));
+    thin::gather(&mut out, Lies::Straight, target.accumulate, u, x, T::of(desc.z_scale));
     out.finish()
 }
 
@@ -93,7 +143,7 @@ pub fn b_gradient<T: Real>(desc: &Desc, dy: &Tensor, h: &Tensor, target: &Target
     let (dy, h) = (In::<T>::of(OP, dy)?, In::<T>::of(OP, h)?);
     let mut out = Out::<T>::into(OP, target)?;
     let (h, dy) = (Mat::new(&h, m, r), Mat::new(&dy, m, n));
-    thin::gather(&mut out, Lies::Transposed, target.accumulate, h, dy, T::of(1.0));
+    thin::gather(&mut out, Lies::Transposed, target.accumulate, h, dy, T::of(desc.h_scale));
     out.finish()
 }
 

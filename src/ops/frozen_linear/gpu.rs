@@ -1,29 +1,38 @@
 //! The launch plans. Forward is one launch where [`OneLaunch`] takes it, else two: `h = s · dropout(x) Aᵀ`, a skinny product that
-//! reads x once, then the base product, which takes `h Bᵀ` as its first steps of k on the same accumulators, `t · x Sᵀ` as the next
-//! ones, and the bias at the end. Backward takes `u = dy B` likewise into dx. Gradients of parameters are sums over tokens, cut into
+//! reads x once and applies what function lies between A and B, then the base product, which takes `h Bᵀ` as its first steps of k on
+//! the same accumulators, `t · x Sᵀ` as the next ones, and bias, residual and φ at the end. Backward takes `u = dy B` likewise into dx. Gradients of parameters are sums over tokens, cut into
 //! pieces of fixed size that are added in order.
 
 use super::{Backward, Desc, OP, Operands, Sparse};
 use crate::autograd::Target;
 use crate::device::Plan;
 use crate::error::Result;
+use crate::ops::activation::{self, Activation};
 use crate::ops::block_sparse::rider;
 use crate::ops::column_sum::column_sum;
 use crate::ops::product::one_launch::OneLaunch;
-use crate::ops::product::{Layout, LowRankFactors, Product};
+use crate::ops::product::{Activated, Layout, LowRankFactors, Product};
 use crate::tensor::Tensor;
 
-pub fn forward(desc: &Desc, x: &Tensor, operands: &Operands, h: Option<&Tensor>, y: &Tensor) -> Result<()> {
+pub fn forward(desc: &Desc, x: &Tensor, operands: &Operands, y: &Tensor) -> Result<()> {
     if desc.m == 0 {
         return Ok(());
     }
-    let (down, base) = forward_products(desc, x, operands, h, y)?;
+    let (down, mut base) = forward_products(desc, x, operands, y)?;
+    let apart = operands.sparse.filter(|s| !rides(desc, s));
+    let fused = operands.activated.filter(|_| apart.is_none() && base.activates());
+    if let Some((activation, to)) = fused {
+        base.activated = Some(Activated { activation, to: to.address()? });
+    }
     match down.map(|down| OneLaunch::new(down, base)) {
         Some(Ok(both)) => both.run(y.device())?,
         _ => y.device().run(&one_after_the_other(down, base)?)?,
     }
-    match operands.sparse.filter(|s| !rides(desc, s)) {
-        Some(sparse) => sparse.update.forward(&sparse.values, x, &Target { tensor: y.clone(), accumulate: true }),
+    if let Some(sparse) = apart {
+        sparse.update.forward(&sparse.values, x, &Target { tensor: y.clone(), accumulate: true })?;
+    }
+    match operands.activated.filter(|_| fused.is_none()) {
+        Some((f, to)) => activation::forward(&activation::Desc::new(y, f)?, y, to),
         None => Ok(()),
     }
 }
@@ -33,51 +42,65 @@ fn rides(desc: &Desc, sparse: &Sparse) -> bool {
     desc.m > 0 && rider(sparse.update.product(), &sparse.values).is_ok_and(|r| r.can_ride())
 }
 
-/// `h = s · dropout(x) Aᵀ`, if there is an update, and the product that takes it in.
-fn forward_products(
+/// `z = s · dropout(x) Aᵀ`.
+fn down(desc: &Desc, x: &Tensor, a: &Tensor, z: &Tensor) -> Result<Product> {
+    let Desc { m, k, r, dtype, .. } = *desc;
+    let product = Product::new(OP, Layout::Nt, dtype, [m, r, k], [x.address()?, a.address()?, z.address()?]);
+    Ok(Product { dropout: desc.dropout, scale: desc.z_scale, ..product })
+}
+
+/// `z = dropout(x) Aᵀ + c` and `h = φ(z)`.
+pub fn activated_low(
     desc: &Desc,
     x: &Tensor,
-    operands: &Operands,
-    h: Option<&Tensor>,
-    y: &Tensor,
-) -> Result<(Option<Product>, Product)> {
+    (a, bias): (&Tensor, Option<&Tensor>),
+    activation: Activation,
+    [z, h]: [&Tensor; 2],
+) -> Result<Plan> {
+    let bias = bias.map_or(Ok(0), Tensor::address)?;
+    let activated = Some(Activated { activation, to: h.address()? });
+    Ok(Plan::from_iter([Product { bias, activated, ..down(desc, x, a, z)? }.spec()?]))
+}
+
+/// h, if there is an update and it is still to be made, and the product that takes it in.
+fn forward_products(desc: &Desc, x: &Tensor, operands: &Operands, y: &Tensor) -> Result<(Option<Product>, Product)> {
     let Desc { m, n, k, r, dtype, .. } = *desc;
     let addresses = [x.address()?, operands.weight.address()?, y.address()?];
     let mut base = Product::new(OP, Layout::Nt, dtype, [m, n, k], addresses).on(x.device());
     base.bias = operands.bias.map_or(Ok(0), Tensor::address)?;
-    let mut down = None;
-    if let (Some(a), Some(b), Some(h)) = (operands.a, operands.b, h) {
-        let addresses = [x.address()?, a.address()?, h.address()?];
-        let product = Product::new(OP, Layout::Nt, dtype, [m, r, k], addresses);
-        down = Some(Product { dropout: desc.dropout, scale: desc.scale, ..product });
-        base.low_rank = Some(LowRankFactors { a: h.address()?, b: b.address()?, rank: r, scale: 1.0 });
+    base.held = operands.residual.map_or(Ok(0), Tensor::address)?;
+    let mut makes_h = None;
+    if let (Some(b), Some(h)) = (operands.b, operands.h) {
+        makes_h = operands.a.map(|a| down(desc, x, a, h)).transpose()?;
+        base.low_rank = Some(LowRankFactors { a: h.address()?, b: b.address()?, rank: r, scale: desc.h_scale });
     }
     if let Some(sparse) = operands.sparse.filter(|s| rides(desc, s)) {
         base.rider = Some(rider(sparse.update.product(), &sparse.values)?);
     }
-    Ok((down, base))
+    Ok((makes_h, base))
 }
 
 fn one_after_the_other(down: Option<Product>, base: Product) -> Result<Plan> {
     down.iter().chain([&base]).map(Product::spec).collect()
 }
 
-/// `u = dy B`.
+/// `u = s · dy B`.
 pub fn project(desc: &Desc, dy: &Tensor, b: &Tensor, u: &Tensor) -> Result<Plan> {
     if desc.m == 0 {
         return Ok(Plan::new());
     }
     let addresses = [dy.address()?, b.address()?, u.address()?];
     let product = Product::new(OP, Layout::Nn, desc.dtype, [desc.m, desc.r, desc.n], addresses);
-    Ok(Plan::from_iter([product.spec()?]))
+    Ok(Plan::from_iter([Product { scale: desc.h_scale, ..product }.spec()?]))
 }
 
 /// `dx (+)= dy W₀ + s · mask ⊙ (u A)`.
 pub fn input_gradient(desc: &Desc, dy: &Tensor, weight: &Tensor, updates: Backward, target: &Target) -> Result<()> {
-    let Desc { m, n, k, r, dtype, .. } = *desc;
+    let Desc { m, n, k, dtype, .. } = *desc;
     let mut product = Product::new(OP, Layout::Nn, dtype, [m, k, n], [dy.address()?, weight.address()?, 0]);
     if let Some((a, u)) = updates.low_rank {
-        product.low_rank = Some(LowRankFactors { a: u.address()?, b: a.address()?, rank: r, scale: desc.scale });
+        let (rank, scale) = (u.cols(), desc.z_scale);
+        product.low_rank = Some(LowRankFactors { a: u.address()?, b: a.address()?, rank, scale });
         product.dropout = desc.dropout;
     }
     if let Some(sparse) = updates.sparse.filter(|s| rides(desc, s)) {
@@ -95,20 +118,21 @@ pub fn input_gradient(desc: &Desc, dy: &Tensor, weight: &Tensor, updates: Backwa
 
 /// `dA += s · uᵀ dropout(x)`.
 pub fn a_gradient(desc: &Desc, u: &Tensor, x: &Tensor, target: &Target) -> Result<()> {
-    let Desc { m, k, r, dtype, .. } = *desc;
-    let product = Product::new(OP, Layout::Tn, dtype, [r, k, m], [u.address()?, x.address()?, 0]);
-    Product { dropout: desc.dropout, scale: desc.scale, ..product }.sum_into(u.device(), target)
+    let Desc { m, k, dtype, .. } = *desc;
+    let product = Product::new(OP, Layout::Tn, dtype, [u.cols(), k, m], [u.address()?, x.address()?, 0]);
+    Product { dropout: desc.dropout, scale: desc.z_scale, ..product }.sum_into(u.device(), target)
 }
 
-/// `dB += dyᵀ h`.
+/// `dB += s · dyᵀ h`.
 pub fn b_gradient(desc: &Desc, dy: &Tensor, h: &Tensor, target: &Target) -> Result<()> {
     let Desc { m, n, r, dtype, .. } = *desc;
-    Product::new(OP, Layout::Tn, dtype, [n, r, m], [dy.address()?, h.address()?, 0]).sum_into(dy.device(), target)
+    let product = Product::new(OP, Layout::Tn, dtype, [n, r, m], [dy.address()?, h.address()?, 0]);
+    Product { scale: desc.h_scale, ..product }.sum_into(dy.device(), target)
 }
 
 /// `db += Σ_rows dy`.
-pub fn bias_gradient(desc: &Desc, dy: &Tensor, target: &Target) -> Result<()> {
-    column_sum(dy, 1, desc.n, 1.0, target)
+pub fn bias_gradient(dy: &Tensor, target: &Target) -> Result<()> {
+    column_sum(dy, 1, dy.cols(), 1.0, target)
 }
 
 #[cfg(test)]
@@ -117,16 +141,14 @@ mod tests {
     use crate::device::{Device, LaunchSpec};
     use crate::dtype::DType;
     use crate::error::Error;
-    use crate::ops::product::{
-        ACCUMULATE, Candidate, DROPOUT, GemmParams, Gpu, PAIRS, VECTOR_A1, VECTOR_A2, VECTOR_B1, VECTOR_B2,
-    };
+    use crate::ops::product::{Candidate, DROPOUT, GemmParams, Gpu, PAIRS, VECTOR_A1, VECTOR_A2, VECTOR_B1, VECTOR_B2};
     use crate::rng::{Dropout, Stream};
 
     const VECTORS: u32 = VECTOR_A1 | VECTOR_B1 | VECTOR_A2 | VECTOR_B2;
 
     fn desc([m, n, k, r]: [usize; 4], dtype: DType, p: Option<f64>) -> Desc {
         let dropout = p.map(|p| Dropout::new(p, Stream { seed: 5 << 40, step: 3, site: 9 }));
-        Desc { m, n, k, r, dtype, scale: 2.0, dropout }
+        Desc { m, n, k, r, dtype, z_scale: 2.0, h_scale: 1.0, dropout }
     }
 
     fn empty(device: &Device, dims: &[usize], dtype: DType) -> Tensor {
@@ -156,9 +178,12 @@ mod tests {
                 bias: Some(&bias),
                 a: update.map(|()| &a),
                 b: update.map(|()| &b),
+                h: update.map(|()| &h),
                 sparse: None,
+                residual: None,
+                activated: None,
             };
-            forward(desc, &x, &operands, update.map(|()| &h), &y)
+            forward(desc, &x, &operands, &y)
         })
     }
 
@@ -175,7 +200,7 @@ mod tests {
             })?,
             traced(|d| a_gradient(desc, &matrix(d, m, r), &matrix(d, m, k), &target(d, &[r, k])))?,
             traced(|d| b_gradient(desc, &matrix(d, m, n), &matrix(d, m, r), &target(d, &[n, r])))?,
-            traced(|d| bias_gradient(desc, &matrix(d, m, n), &target(d, &[n])))?,
+            traced(|d| bias_gradient(&matrix(d, m, n), &target(d, &[n])))?,
         ])
     }
 
@@ -216,10 +241,10 @@ mod tests {
         // An f16 product into an f32 gradient goes by way of a copy, which is then added.
         let first = params(&dx[0]);
         assert_eq!((first.m, first.n, first.k1, first.k2, first.low_scale), (300, 64, 8, 96, 4.0));
-        assert_eq!((first.flags & (ACCUMULATE | DROPOUT), dx.len()), (DROPOUT, 2));
+        assert_eq!((first.held, first.flags & DROPOUT, dx.len()), (0, DROPOUT, 2));
         assert_eq!(dx[1].kernel.symbol(), "scale_add_widen_f16_t256_sm80");
         let [_, dx, ..] = traced_backward(&desc, DType::F16, true).unwrap();
-        assert_eq!((dx.len(), params(&dx[0]).flags & ACCUMULATE), (1, ACCUMULATE));
+        assert_eq!((dx.len(), params(&dx[0]).held), (1, params(&dx[0]).out));
     }
 
     #[test]
@@ -227,11 +252,11 @@ mod tests {
         // One tile of dA, 4096 tokens: sixteen pieces of 256.
         let [_, _, da, ..] = traced_backward(&desc([4096, 64, 64, 8], DType::BF16, None), DType::F32, true).unwrap();
         assert_eq!((da.len(), da[0].grid, params(&da[0]).split), (2, [16, 1, 1], 256));
-        assert_eq!(params(&da[0]).flags & ACCUMULATE, 0);
+        assert_eq!(params(&da[0]).held, 0);
         // Few tokens: one piece, straight into the gradient.
         let [_, _, da, db, _] = traced_backward(&desc([200, 64, 64, 8], DType::F32, None), DType::F32, true).unwrap();
         for specs in [da, db] {
-            assert_eq!((specs.len(), params(&specs[0]).flags & ACCUMULATE), (1, ACCUMULATE));
+            assert_eq!((specs.len(), params(&specs[0]).held), (1, params(&specs[0]).out));
         }
         // A 16-bit gradient is rounded once, after all pieces.
         let [_, _, da, ..] = traced_backward(&desc([200, 64, 64, 8], DType::BF16, None), DType::BF16, false).unwrap();
@@ -246,10 +271,19 @@ mod tests {
         let [x, w, y] = [[8, 64], [64, 64], [8, 64]].map(|dims| empty(&device, &dims, DType::F16));
         // A view that starts one element into its buffer.
         let shifted = empty(&device, &[8 * 64 + 1], DType::F16).slice(0, 1, 8 * 64).unwrap().reshape(&[8, 64]).unwrap();
-        let operands = Operands { weight: &w, bias: None, a: None, b: None, sparse: None };
+        let operands = Operands {
+            weight: &w,
+            bias: None,
+            a: None,
+            b: None,
+            h: None,
+            sparse: None,
+            residual: None,
+            activated: None,
+        };
         let flags = |x: &Tensor, y: &Tensor| {
             let desc = desc([8, 64, 64, 0], DType::F16, None);
-            let (_, base) = forward_products(&desc, x, &operands, None, y).unwrap();
+            let (_, base) = forward_products(&desc, x, &operands, y).unwrap();
             params(&base.spec().unwrap()).flags & (VECTOR_A2 | VECTOR_B2 | PAIRS)
         };
         assert_eq!(flags(&x, &y), VECTOR_A2 | VECTOR_B2 | PAIRS);

@@ -2,7 +2,7 @@ use super::*;
 use crate::autograd::Grads;
 use crate::device::Device;
 use crate::ops::check::{STORED, device, on_each_device, wide};
-use crate::ops::{LowRank, frozen_linear};
+use crate::ops::{LowRank, Mid, frozen_linear};
 use crate::tensor::ParamSet;
 use crate::testing::{gradient, integers};
 
@@ -111,7 +111,7 @@ impl Case {
         let mut tape = Tape::training(&params, 7, 1);
         let [x, bias, a, b] = [rows(&x), bias, own(&a), own(&b)].map(|t| tape.input(t));
         let scale = f64::from(self.scales()[slot]);
-        let update = LowRank { a: &a, b: &b, scale, dropout: self.dropout, site: 5 };
+        let update = LowRank { a: &a, b: &b, mid: Mid::Identity, scale, dropout: self.dropout, site: 5 };
         let y = frozen_linear(&mut tape, &x, &weight, Some(&bias), Some(update)).unwrap();
         outcome(tape, &params, &y, rows(&dy), &[x, bias, a, b])
     }

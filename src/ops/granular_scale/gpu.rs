@@ -95,7 +95,7 @@ pub struct Sample {
 
 const _: () = assert!(size_of::<Common>() == 112 && std::mem::offset_of!(Common, seed) == 72);
 const _: () = assert!(std::mem::offset_of!(Common, kind) == 96 && size_of::<Forward>() == 160);
-const _: () = assert!(size_of::<Up>() == 312);
+const _: () = assert!(size_of::<Up>() == 336);
 const _: () = assert!(size_of::<Backward>() == 200 && size_of::<Sample>() == 48);
 
 /// Bits of `flags`.

@@ -111,7 +111,8 @@ fn input_gradient(desc: &Desc, product: Product, du: &Tensor, weight: &Tensor, t
             let at = |first: u64, elements: usize| first + (elements * size) as u64;
             let addresses = [at(du, j * n), at(weight, j * n * r), at(out, j * r)];
             let gemm = Gemm::new(OP, Layout::Nn, desc.dtype, [desc.m, r, n], addresses);
-            Gemm { strides: Some([desc.k, r, product.r]), accumulate: target.accumulate, ..gemm }.spec()
+            Gemm { strides: Some([desc.k, r, product.r]), held: if target.accumulate { gemm.out } else { 0 }, ..gemm }
+                .spec()
         });
         target.tensor.device().run(&specs.collect::<Result<Plan>>()?)
     })

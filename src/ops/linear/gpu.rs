@@ -42,7 +42,7 @@ mod tests {
     use super::*;
     use crate::device::Device;
     use crate::dtype::DType;
-    use crate::ops::product::{ACCUMULATE, GemmParams};
+    use crate::ops::product::GemmParams;
 
     fn launched(pass: impl FnOnce(&Device) -> Result<()>) -> Vec<(&'static str, u32, GemmParams)> {
         let device = Device::trace(80);
@@ -67,14 +67,14 @@ mod tests {
             input_gradient(&desc, &empty(d, 512, 10), &empty(d, 10, 64), &target)
         });
         assert_eq!((dx[0].0, dx[0].2.m, dx[0].2.n, dx[0].2.k2), ("frozen_linear_nn_f32_64x64x16_sm80", 512, 64, 10));
-        assert_eq!(dx[0].2.flags & ACCUMULATE, ACCUMULATE);
+        assert_eq!(dx[0].2.held, dx[0].2.out);
         // 512 tokens are two pieces, added into the gradient by a second launch.
         let dw = launched(|d| {
             let target = Target { tensor: empty(d, 10, 64), accumulate: true };
             weight_gradient(&desc, &empty(d, 512, 10), &empty(d, 512, 64), &target)
         });
         assert_eq!((dw[0].0, dw[0].1, dw[0].2.split), ("frozen_linear_tn_f32_64x64x16_sm80", 2, 256));
-        assert_eq!((dw[0].2.m, dw[0].2.n, dw[0].2.k2, dw[0].2.flags & ACCUMULATE), (10, 64, 512, 0));
+        assert_eq!((dw[0].2.m, dw[0].2.n, dw[0].2.k2, dw[0].2.held), (10, 64, 512, 0));
     }
 
     #[test]

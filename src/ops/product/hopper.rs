@@ -25,7 +25,7 @@ type Kernels = [[KernelId; 2]; 2];
 /// A block's tile of out and the kernels that make it.
 pub(super) struct Tile {
     pub name: &'static str,
-    cols: usize,
+    pub cols: usize,
     kernels: Kernels,
     /// With a rider, by its blocks' edge.
     riding: [Kernels; 4],
@@ -69,7 +69,7 @@ pub(super) static TILES: [Tile; 2] = [tile!(256), tile!(128)];
 /// busy.
 const WORTH_NARROW: usize = 115;
 
-/// What follows the five maps in `struct HopperGemmParams` of `kernels/tile/hopper_gemm.cuh`.
+/// What follows the six maps in `struct HopperGemmParams` of `kernels/tile/hopper_gemm.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 pub(crate) struct HopperGemmParams {
@@ -87,10 +87,12 @@ pub(crate) struct HopperGemmParams {
     pub threshold: u32,
     pub low_scale: f32,
     pub out_scale: f32,
-    unused: [u32; 13],
+    pub activation: u32,
+    pub keeps: u32,
+    unused: [u32; 11],
 }
 
-/// What follows the seven maps in `struct HopperRideParams` of `kernels/tile/hopper_ride.cuh`.
+/// What follows the eight maps in `struct HopperRideParams` of `kernels/tile/hopper_ride.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 pub(crate) struct HopperRideParams {
@@ -107,7 +109,7 @@ const _: () = {
     use std::mem::offset_of;
     assert!(size_of::<HopperRideParams>() == 256 && offset_of!(HopperRideParams, lines) == 152);
     assert!(size_of::<HopperGemmParams>() == 128 && offset_of!(HopperGemmParams, pairs) == 40);
-    assert!(offset_of!(HopperGemmParams, out_scale) == 72);
+    assert!(offset_of!(HopperGemmParams, activation) == 76);
 };
 
 /// What every product on Hopper asks of GPU, dtype and operands: rows of whole 16 bytes, at multiples of 16. Reasons are made by `why`
@@ -148,9 +150,11 @@ pub(super) fn refusal<R>(p: &Product, tile: &Tile, why: impl Fn(fmt::Arguments<'
         return Some(why(format_args!("reads no columns of wider matrices")));
     }
     let (rank, low) = p.low_rank.map_or((8, [0, 0]), |l| (l.rank, [l.a, l.b]));
-    let values = p.rider.map_or(0, |r| r.values);
-    let (rows, addresses) =
-        ([("n", p.n), ("k", p.k), ("rank", rank)], [p.a, p.b, p.out, p.bias, low[0], low[1], values]);
+    let (values, activated) = (p.rider.map_or(0, |r| r.values), p.activated.map_or(0, |a| a.to));
+    let (rows, addresses) = (
+        [("n", p.n), ("k", p.k), ("rank", rank)],
+        [p.a, p.b, p.out, p.bias, p.held, activated, low[0], low[1], values],
+    );
     if let Some(reason) = unfit(p.gpu, p.dtype, &rows, &addresses, &why) {
         return Some(reason);
     }
@@ -234,7 +238,7 @@ pub(super) fn spec(p: &Product, tile: &Tile) -> Result<LaunchSpec> {
     let (stream, threshold) = p.dropout.map_or((None, 0), |d| (Some(d.stream), d.threshold));
     let params = HopperGemmParams {
         bias: p.bias,
-        held: if p.accumulate { p.out } else { 0 },
+        held: p.held,
         m: p.m as u64,
         n: p.n as u64,
         seed: stream.map_or(0, |s| s.seed),
@@ -247,7 +251,9 @@ pub(super) fn spec(p: &Product, tile: &Tile) -> Result<LaunchSpec> {
         threshold,
         low_scale: (low.scale * keep / rider.map_or(1.0, |r| r.scale)) as f32,
         out_scale: p.scale as f32,
-        unused: [0; 13],
+        activation: p.activated.map_or(0, |a| a.activation.code()),
+        keeps: u32::from(keeps(p)),
+        unused: [0; 11],
     };
     let mut maps = TensorMaps::new();
     if let Some(r) = rider {
@@ -255,13 +261,19 @@ pub(super) fn spec(p: &Product, tile: &Tile) -> Result<LaunchSpec> {
         maps.push(lines_of(p.a, [p.m, p.k], ROWS, span));
         maps.push(lines_of(r.values, [r.nnz * r.b, r.b], r.b / 2, span));
     }
-    maps.extend([a1, b1, a2, b2, map(p.out, p.m, p.n, STORE_ROWS)]);
+    let out = |address: u64| map(address, p.m, p.n, STORE_ROWS);
+    maps.extend([a1, b1, a2, b2, out(p.out), out(p.activated.map_or(p.out, |a| a.to))]);
     let Some(Rider { offsets, others: places, blocks, b, scale, .. }) = rider else {
         return Ok(LaunchSpec { maps, ..persistent(p, (tile, kernel), &params) });
     };
     let (lines, scale) = (p.n.div_ceil(b) as u32, scale as f32);
     let riding = HopperRideParams { gemm: params, offsets, places, blocks, lines, scale, unused: [0; 24] };
     Ok(LaunchSpec { maps, ..persistent(p, (tile, kernel), &riding) })
+}
+
+/// Whether out is written besides a function of it.
+pub(super) fn keeps(p: &Product) -> bool {
+    p.activated.is_some_and(|a| a.to != p.out)
 }
 
 /// One block a multiprocessor, in whole clusters; each cluster then takes pair after pair of tiles. The maps are still to come.
@@ -283,11 +295,12 @@ pub(super) fn row_sectors(extent: usize) -> u64 {
     (extent / STEP) as u64 * line(STEP) + line(extent % STEP)
 }
 
-/// Of the launch that [`spec`] plans, without what rides, and without what threads read themselves: bias, and out where it is added to.
+/// Of the launch that [`spec`] plans, without what rides, and without what threads read themselves: bias, and what is held.
 #[cfg_attr(not(test), allow(dead_code))]
 pub(super) fn traffic(p: &Product, tile: &Tile) -> Traffic {
     let (pairs, columns) = pairs_and_columns(p, tile);
-    let mut traffic = Traffic { loaded: 0, stored: p.m as u64 * row_sectors(p.n), macs: 0 };
+    let written = 1 + u64::from(keeps(p));
+    let mut traffic = Traffic { loaded: 0, stored: written * p.m as u64 * row_sectors(p.n), macs: 0 };
     for (k, whole) in [(p.low_rank.map_or(0, |l| l.rank), MMA_STEP), (p.k, STEP)] {
         let a = p.m as u64 * row_sectors(k);
         let b = match p.layout {

@@ -9,11 +9,12 @@ use crate::kernels::KernelId;
 use crate::ops::plan::aligned;
 use crate::tensor::Tensor;
 
-/// What follows the seven maps in `struct OneLaunchParams` of `kernels/tile/hopper_one_launch.cuh`.
+/// What follows the eight maps in `struct OneLaunchParams` of `kernels/tile/hopper_one_launch.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 pub(crate) struct OneLaunchParams {
     pub bias: u64,
+    pub held: u64,
     pub progress: u64,
     pub m: u64,
     pub n: u64,
@@ -30,13 +31,15 @@ pub(crate) struct OneLaunchParams {
     pub low_scale: f32,
     pub width: u32,
     pub drawers: u32,
-    unused: [u32; 8],
+    pub activation: u32,
+    pub keeps: u32,
+    unused: [u32; 4],
 }
 
 const _: () = {
     use std::mem::offset_of;
-    assert!(size_of::<OneLaunchParams>() == 128 && offset_of!(OneLaunchParams, pairs) == 56);
-    assert!(offset_of!(OneLaunchParams, width) == 88);
+    assert!(size_of::<OneLaunchParams>() == 128 && offset_of!(OneLaunchParams, pairs) == 64);
+    assert!(offset_of!(OneLaunchParams, width) == 96);
 };
 
 /// By tile, as `hopper::TILES` has them, then f16 and bf16.
@@ -53,10 +56,10 @@ const MAX_RANK: usize = STEP;
 /// `h = scale · dropout(x) Aᵀ`, which is `down`, and `y = x W₀ᵀ + bias + h Bᵀ`, which is `base`: both read x.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct OneLaunch {
-    down: Product,
-    base: Product,
+    pub(super) down: Product,
+    pub(super) base: Product,
     /// Of `hopper::TILES`.
-    tile: usize,
+    pub(super) tile: usize,
 }
 
 impl OneLaunch {
@@ -79,7 +82,7 @@ impl OneLaunch {
         if base.rider.is_some() {
             return Err("nothing block-sparse rides on it".into());
         }
-        if base.layout != Layout::Nt || base.accumulate || base.scale != 1.0 || base.dropout.is_some() {
+        if base.layout != Layout::Nt || base.scale != 1.0 || base.dropout.is_some() {
             return Err("makes y alone".into());
         }
         Ok(OneLaunch { down, base, tile })
@@ -98,7 +101,7 @@ impl OneLaunch {
 
     /// How many clusters make h, the first ones: those with a tile of out less than the others, if they can make all of it in the time of
     /// a tile. Reading x makes 256 rows of h, however few columns, take a quarter of one.
-    fn drawers(&self) -> usize {
+    pub(super) fn drawers(&self) -> usize {
         let tile = &hopper::TILES[self.tile];
         let (pairs, _) = hopper::pairs_and_columns(&self.base, tile);
         let (turns, clusters) = (hopper::turns(&self.base, tile), hopper::clusters(&self.base, tile));
@@ -138,11 +141,13 @@ impl OneLaunch {
             map(base.out, m, n, STORE_ROWS),
             map(down.b, rank, k, width),
             low_out,
+            map(base.activated.map_or(base.out, |a| a.to), m, n, STORE_ROWS),
         ];
         let keep = down.dropout.map_or(1.0, |d| f64::from(d.keep_scale));
         let (stream, threshold) = down.dropout.map_or((None, 0), |d| (Some(d.stream), d.threshold));
         let params = OneLaunchParams {
             bias: base.bias,
+            held: base.held,
             progress,
             m: m as u64,
             n: n as u64,
@@ -159,7 +164,9 @@ impl OneLaunch {
             low_scale: (down.scale * keep) as f32,
             width: width as u32,
             drawers: self.drawers() as u32,
-            unused: [0; 8],
+            activation: base.activated.map_or(0, |a| a.activation.code()),
+            keeps: u32::from(hopper::keeps(&base)),
+            unused: [0; 4],
         };
         Ok(LaunchSpec { maps: TensorMaps::from_slice(&maps), ..hopper::persistent(&base, tile, &params) })
     }

@@ -24,7 +24,7 @@ struct Case {
     n: usize,
     k: usize,
     r: usize,
-    /// Bias, accumulation and, with a rank, dropout.
+    /// Bias, what is held and, with a rank, dropout; of nt a function, in place of out or besides it.
     rich: bool,
     /// Edge of the blocks that ride along.
     b: Option<usize>,
@@ -65,13 +65,19 @@ fn both(case: Case, tile: &hopper::Tile, seed: u64) -> [Vec<f32>; 2] {
     let low = (r > 0).then(|| [tensor(&device, "a1", &[m, r], dtype, 1), tensor(&device, "b1", &by_k(n, r), dtype, 1)]);
     let riding = edge.map(|edge| update(&device, case, edge, &a));
     [true, false].map(|on_hopper| {
-        let out = tensor(&device, "out", &[m, n], dtype, 2);
+        let (out, activated) = (tensor(&device, "out", &[m, n], dtype, 2), tensor(&device, "phi", &[m, n], dtype, 2));
+        let residual = tensor(&device, "residual", &[m, n], dtype, 2);
         let addresses = [&a, &b, &out].map(|t| t.address().unwrap());
         let mut product = Product::new("test", layout, dtype, [m, n, k], addresses);
         if rich {
             product.bias = bias.address().unwrap();
-            product.accumulate = true;
+            product.held = out.address().unwrap();
             product.scale = -0.5;
+            if layout == Layout::Nt && edge.is_none() {
+                let to = if m % 2 == 0 { &activated } else { &out };
+                product.held = residual.address().unwrap();
+                product.activated = Some(Activated { activation: Activation::Gelu, to: to.address().unwrap() });
+            }
         }
         if let Some([a1, b1]) = &low {
             let [a, b] = [a1, b1].map(|t| t.address().unwrap());
@@ -99,7 +105,7 @@ fn both(case: Case, tile: &hopper::Tile, seed: u64) -> [Vec<f32>; 2] {
         } else {
             device.run(&Plan::from_iter([product.spec().unwrap()])).unwrap();
         }
-        out.to_f32_vec().unwrap()
+        [out, activated].map(|t| t.to_f32_vec().unwrap()).concat()
     })
 }
 

@@ -131,6 +131,9 @@ pub fn all(dtype: DType) -> Vec<Entry> {
         entry(Gpu, t.frozen([8192, 4096, 4096, 64])),
         entry(Gpu, t.frozen([8192, 14336, 4096, 16])),
         entry(Gpu, t.frozen([8192, 4096, 14336, 16])),
+        entry(Small, t.segmented(&[136; 4], [64, 64, 8])),
+        entry(Model, t.segmented(&[700, 1, 512, 0, 363], [768, 768, 16])),
+        entry(Gpu, t.segmented(&[1024; 8], [4096, 4096, 16])),
         entry(Small, t.block_sparse([544, 64, 64], 16, 0.25)),
         entry(Model, t.block_sparse([1024, 1024, 1024], 16, 0.25)),
         entry(Model, t.block_sparse([1024, 1024, 1024], 32, 0.25)),
@@ -227,7 +230,7 @@ fn product(numbers: &[usize]) -> u64 {
 impl Table {
     /// u = dy B, both parts of dx, dA and dB; the frozen weight has no gradient.
     fn frozen(&self, [m, n, k, r]: [usize; 4]) -> Subject {
-        let desc = frozen_linear::Desc { m, n, k, r, dtype: self.dtype, scale: 2.0, dropout: None };
+        let desc = frozen_linear::Desc { m, n, k, r, dtype: self.dtype, z_scale: 2.0, h_scale: 1.0, dropout: None };
         let flops = 2 * product(&[m, n, k]) + 4 * product(&[m, r, n + k]);
         let read = product(&[m, n + k + r]) + product(&[n, k]) + product(&[r, n + k]);
         let bytes = (read + product(&[m, k])) * self.size + product(&[r, n + k]) * F32;
@@ -235,6 +238,24 @@ impl Table {
             case: cases::linear::frozen(cases::linear::Frozen(m, n, k, r, true, 0.0), Judge::Bound),
             forward: Cost::product(desc.flops(), desc.bytes(), [m, n, k]),
             backward: Cost::product(flops, bytes, [m, k, n]),
+        }
+    }
+
+    /// As one adapter of the same rank on all rows, beside the bare product; each slot has factors of its own.
+    fn segmented(&self, lengths: &'static [usize], sides: [usize; 3]) -> Subject {
+        let ([n, k, r], m, slots) = (sides, lengths.iter().sum(), lengths.len());
+        let factors = product(&[slots, r, n + k]);
+        let forward = product(&[m, n + k]) + product(&[n, k]) + factors;
+        let backward = product(&[m, n + 2 * k + r]) + product(&[n, k]) + factors;
+        let update = 2 * product(&[m, r, n + k]);
+        Subject::Call {
+            case: cases::linear::segmented((lengths, sides, 0.0), Judge::Bound),
+            forward: Cost::product(2 * product(&[m, n, k]) + update, forward * self.size, [m, n, k]),
+            backward: Cost::product(
+                2 * product(&[m, n, k]) + 2 * update,
+                backward * self.size + factors * F32,
+                [m, k, n],
+            ),
         }
     }
 

@@ -5,8 +5,9 @@ use std::sync::Mutex;
 
 use graftwork::autograd::{Grads, Tape, Var};
 use graftwork::ops::{
-    BlockNorm, BlockUpdate, GradientScore, LowRank, Threshold, Transposed, Updates, block_norms, block_sparse_linear,
-    dds, dsd, frozen_linear_with, gradient_scores, pattern_from_mask, sdd, shrink_blocks, soft_threshold,
+    After, BlockNorm, BlockUpdate, GradientScore, LowRank, Mid, Threshold, Transposed, Updates, block_norms,
+    block_sparse_linear, dds, dsd, frozen_linear_with, gradient_scores, pattern_from_mask, sdd, shrink_blocks,
+    soft_threshold,
 };
 use graftwork::rng::Stream;
 use graftwork::tensor::{BlockPattern, Init, ParamSetBuilder};
@@ -237,13 +238,22 @@ fn riding(shape: Shape, with_low_rank: bool, judge: Judge) -> Case {
     }
     case.call(Arithmetic::depth(k + along_rows + r + EXTRA).inner(inner), move |tape, given| {
         let low_rank = match (given.maybe("a"), given.maybe("b")) {
-            (Some(a), Some(b)) => Some(LowRank { a, b, scale: given.factor(SCALE), dropout: 0.5, site: 3 }),
+            (Some(a), Some(b)) => {
+                Some(LowRank { a, b, mid: Mid::Identity, scale: given.factor(SCALE), dropout: 0.5, site: 3 })
+            }
             _ => None,
         };
         let x = given.var("x")?;
         let pattern = patterns.on(x.tensor().device())?;
         let sparse = Some(BlockUpdate { pattern: &pattern, values: given.var("values")?, scale: given.factor(4.0) });
-        frozen_linear_with(tape, x, given.frozen("weight")?, given.maybe("bias"), Updates { low_rank, sparse })
+        frozen_linear_with(
+            tape,
+            x,
+            given.frozen("weight")?,
+            given.maybe("bias"),
+            Updates { low_rank, sparse },
+            After::default(),
+        )
     })
 }
 

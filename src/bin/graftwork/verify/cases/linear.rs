@@ -1,7 +1,10 @@
 //! Linear layers: frozen with bias, low-rank update and dropout, with an adapter for each run of rows, and trainable.
 
 use graftwork::DType;
-use graftwork::ops::{Bank, LowRank, Segments, frozen_linear, frozen_linear_segmented, linear, scale_add};
+use graftwork::ops::{
+    Activation, After, Bank, LowRank, Mid, Segments, Updates, frozen_linear, frozen_linear_segmented,
+    frozen_linear_with, linear, scale_add,
+};
 
 use crate::verify::case::{Arithmetic, Case, Judge};
 
@@ -86,6 +89,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(EDGES.map(|shape| frozen(shape, Judge::Exact).unaligned()));
     cases.extend(EDGES.map(|Frozen(m, n, k, ..)| trainable((m, n, k), Judge::Exact).unaligned()));
     cases.push(trainable(MANY_TOKENS, Judge::Exact));
+    cases.extend([(0, 5, 3, 2), (3, 7, 5, 2), (65, 33, 17, 8), (130, 72, 24, 8)].map(bottleneck));
     cases.extend(SEGMENTED_TILES.map(|shape| segmented(shape, Judge::Exact)));
     cases.extend([SEGMENTED[2], SEGMENTED[5]].map(|shape| segmented(shape, Judge::Exact).unaligned()));
     for judge in [Judge::Exact, Judge::Bound] {
@@ -126,11 +130,34 @@ pub fn frozen(Frozen(m, n, k, r, bias, dropout): Frozen, judge: Judge) -> Case {
     }
     case.call(Arithmetic::depth(k + r + extra).inner(update), move |tape, given| {
         let update = match (given.maybe("a"), given.maybe("b")) {
-            (Some(a), Some(b)) => Some(LowRank { a, b, scale: given.factor(SCALE), dropout, site: 3 }),
+            (Some(a), Some(b)) => {
+                Some(LowRank { a, b, mid: Mid::Identity, scale: given.factor(SCALE), dropout, site: 3 })
+            }
             _ => None,
         };
         frozen_linear(tape, given.var("x")?, given.frozen("weight")?, given.maybe("bias"), update)
     })
+}
+
+/// A rectified bottleneck as the update, and what follows: a residual and another rectification.
+pub fn bottleneck((m, n, k, r): (usize, usize, usize, usize)) -> Case {
+    let any = Arithmetic::depth(m + n + k + r + 4);
+    Case::new("frozen_linear", format!("{m}x{n}x{k} r={r} relu, residual, relu"), Judge::Exact)
+        .limit(UNIT)
+        .input("x", &[m, k], any)
+        .frozen("weight", &[n, k])
+        .param("a", &[r, k], any)
+        .param("b", &[n, r], any)
+        .param("c", &[r], any)
+        .input("residual", &[m, n], any)
+        .call(any, move |tape, given| {
+            let [a, b, c] = ["a", "b", "c"].map(|name| given.var(name));
+            let mid = Mid::Activation { activation: Activation::Relu, bias: Some(c?) };
+            let update = LowRank { a: a?, b: b?, mid, scale: given.factor(SCALE), dropout: 0.0, site: 3 };
+            let after = After { residual: Some(given.var("residual")?), activation: Some(Activation::Relu) };
+            let updates = Updates { low_rank: Some(update), sparse: None };
+            frozen_linear_with(tape, given.var("x")?, given.frozen("weight")?, None, updates, after)
+        })
 }
 
 /// A bank of adapters, each on its own rows.
@@ -168,7 +195,7 @@ fn shared((m, n, k, r): (usize, usize, usize, usize), judge: Judge) -> Case {
         .param("b", &[n, r], Arithmetic::depth(m + k + extra).inner(1))
         .call(Arithmetic::depth(k + r + extra).inner(2), move |tape, given| {
             let (x, a, b) = (given.var("x")?, given.var("a")?, given.var("b")?);
-            let update = LowRank { a, b, scale: given.factor(SCALE), dropout: 0.0, site: 3 };
+            let update = LowRank { a, b, mid: Mid::Identity, scale: given.factor(SCALE), dropout: 0.0, site: 3 };
             let first = frozen_linear(tape, x, given.frozen("first")?, None, Some(update))?;
             let second = frozen_linear(tape, x, given.frozen("second")?, None, None)?;
             scale_add(tape, &first, &second, 1.0)
