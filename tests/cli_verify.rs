@@ -146,6 +146,7 @@ fn doctor_says_what_it_cannot_explain_and_what_is_absent() {
     for (args, word) in [
         (&["--explain", "frozen_linear", "0x0x0"][..], "from 1 to"),
         (&["--explain", "frozen_linear", "8x8"], "MxNxK"),
+        (&["--explain", "frozen_linear", "8x8x8x257"], "R up to 256"),
         (&["--explain", "frozen_linear", "8x8x99999999999999999999"], "MxNxK"),
         (&["--explain", "softmax", "8x8x8"], "frozen_linear"),
         (&["--device", "tpu"], "`--device` is tpu"),
@@ -155,6 +156,12 @@ fn doctor_says_what_it_cannot_explain_and_what_is_absent() {
         let output = graftwork(&[&["doctor"][..], args].concat());
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert!(stderr(&output).contains(word), "{}", stderr(&output));
+    }
+    let output = graftwork(&["doctor", "--explain", "frozen_linear", "8192x4096x4096x16"]);
+    let printed = String::from_utf8_lossy(&output.stdout).to_string();
+    assert!(output.status.success());
+    for word in ["h in the launch of y", "frozen_linear_lora_bf16_128x256x64_sm90a", "dA", "790 TFLOP/s"] {
+        assert!(printed.contains(word), "{word}: {printed}");
     }
     if graftwork::Device::cuda(0).is_err() {
         let output = graftwork(&["doctor", "--device", "cuda"]);

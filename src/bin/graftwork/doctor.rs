@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use graftwork::kernels::{self, FAMILIES, KernelId};
-use graftwork::ops::frozen_linear::{self, Candidate, Gpu};
+use graftwork::ops::frozen_linear::{self, Candidate, Forecast, Gpu};
 use graftwork::{DType, Device, Error, Result};
 use serde::Serialize;
 
@@ -17,8 +17,8 @@ pub struct Args {
     /// Look at this device alone: cpu, cuda, cuda:N, emulated[:sm_80|:sm_90a] [default: the CPU and every GPU]
     #[arg(long)]
     device: Option<String>,
-    /// Which kernels could carry out an op, and why each is taken or not: OP MxNxK, as in frozen_linear 8192x4096x4096; the op is
-    /// frozen_linear
+    /// Which kernels could carry out an op, why each is taken or not, and what their plans foretell on an H200: OP MxNxK or, with a
+    /// low-rank update, MxNxKxR, as in frozen_linear 8192x4096x4096x16; the op is frozen_linear
     #[arg(long, num_args = 2, value_names = ["OP", "SHAPE"])]
     explain: Option<Vec<String>>,
     /// Write the findings as JSON
@@ -94,6 +94,38 @@ struct Verdict {
     refusal: Option<String>,
 }
 
+/// A launch of a step, and what its plan foretells.
+#[derive(Serialize)]
+struct Foretold {
+    dtype: &'static str,
+    pass: &'static str,
+    makes: &'static str,
+    kernel: &'static str,
+    operations: u64,
+    bytes: u64,
+    microseconds: f64,
+}
+
+impl Foretold {
+    fn new(dtype: DType, pass: &'static str, f: Forecast) -> Self {
+        let Forecast { makes, kernel, operations, bytes, microseconds } = f;
+        Foretold { dtype: dtype.name(), pass, makes, kernel, operations, bytes, microseconds }
+    }
+
+    fn row(&self) -> Vec<String> {
+        let Foretold { dtype, pass, makes, kernel, operations, bytes, microseconds } = self;
+        let [giga, mega] = [*operations as f64 / 1e9, *bytes as f64 / 1e6].map(|v| format!("{v:.1}"));
+        let text = [dtype, pass, makes, kernel].map(|v| v.to_string());
+        text.into_iter().chain([giga, mega, format!("{microseconds:.1}")]).collect()
+    }
+}
+
+#[derive(Serialize)]
+struct Explained {
+    verdicts: Vec<Verdict>,
+    forecasts: Vec<Foretold>,
+}
+
 /// Three of them multiply to less than 2^63.
 const MOST_EXTENT: usize = 1 << 20;
 
@@ -112,14 +144,32 @@ fn explain(args: &Args, op: &str, shape: &str) -> Result<ExitCode> {
     }
     let extent = |text: &str| text.parse().ok().filter(|e| (1..=MOST_EXTENT).contains(e));
     let extents: Option<Vec<usize>> = shape.split('x').map(extent).collect();
-    let Some(&[m, n, k]) = extents.as_deref() else {
-        return Err(refused(&format!("a shape MxNxK, each from 1 to {MOST_EXTENT}"), shape));
+    let (sides, rank) = match extents.as_deref() {
+        Some(&[m, n, k]) => ([m, n, k], 0),
+        Some(&[m, n, k, r]) if r <= frozen_linear::MAX_RANK => ([m, n, k], r),
+        _ => {
+            let most = frozen_linear::MAX_RANK;
+            let expected = format!("a shape MxNxK, each from 1 to {MOST_EXTENT}, or MxNxKxR, R up to {most}");
+            return Err(refused(&expected, shape));
+        }
     };
-    let mut verdicts = Vec::new();
+    let [m, n, k] = sides;
+    let (mut verdicts, mut forecasts) = (Vec::new(), Vec::new());
     for dtype in [DType::BF16, DType::F16, DType::F32] {
-        for (pass, candidates) in frozen_linear::candidates(gpu, dtype, [m, n, k]) {
-            let verdict = |c: Candidate| Verdict { dtype: dtype.name(), pass, tile: c.name, refusal: c.refusal };
-            verdicts.extend(candidates.into_iter().map(verdict));
+        let verdict =
+            |pass| move |c: Candidate| Verdict { dtype: dtype.name(), pass, tile: c.name, refusal: c.refusal };
+        for (pass, candidates) in frozen_linear::candidates(gpu, dtype, sides) {
+            verdicts.extend(candidates.into_iter().map(verdict(pass)));
+        }
+        if rank > 0 {
+            let c = frozen_linear::one_launch(gpu, dtype, [m, n, k, rank]);
+            verdicts.push(verdict("forward")(c));
+        }
+        // The rates are those of 16-bit products.
+        if gpu.capability == 90 && dtype != DType::F32 {
+            for (pass, launches) in frozen_linear::forecast(gpu, dtype, [m, n, k, rank])? {
+                forecasts.extend(launches.into_iter().map(|f| Foretold::new(dtype, pass, f)));
+            }
         }
     }
     let row =
@@ -127,7 +177,12 @@ fn explain(args: &Args, op: &str, shape: &str) -> Result<ExitCode> {
     say!("{op} {shape} on sm_{} with {} multiprocessors", gpu.capability, gpu.multiprocessors);
     let rows: Vec<_> = verdicts.iter().map(row).collect();
     say!("{}", output::table(&["dtype", "pass", "tile", "verdict"], &rows));
-    output::report(args.json.as_deref(), &verdicts)?;
+    if !forecasts.is_empty() {
+        say!("from the plans, for 790 TFLOP/s and 4.3 TB/s; nothing here is measured");
+        let rows: Vec<_> = forecasts.iter().map(Foretold::row).collect();
+        say!("{}", output::table(&["dtype", "pass", "makes", "kernel", "GFLOP", "MB", "µs"], &rows));
+    }
+    output::report(args.json.as_deref(), &Explained { verdicts, forecasts })?;
     Ok(ExitCode::SUCCESS)
 }
 
