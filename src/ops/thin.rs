@@ -4,13 +4,13 @@
 //! project:  out [m, r]  = x [m, k] · Aᵀ            expand:  out [m, n] += s · h [m, r] · B            gather:  out [r, k] (+)= s · hᵀ · x
 //! ```
 //!
-//! A general product packs its operands into panels, which for a rank of 8 takes longer than the product. Up to [`NARROW`] the rows
-//! are taken one by one instead: what has the rank stays in the first-level cache and each row of the rest is read once. A row of
-//! out is summed first and added once, whatever the rank.
+//! A general product packs its operands into panels, which for a rank of 8 takes longer than the product. Up to [`NARROW`] rows are
+//! taken four at a time instead: what has the rank is read once for the four, and each row of the rest once. A row of out is summed
+//! first and added once, whatever the rank, in an order that does not know which rows went together.
 
 use rayon::prelude::*;
 
-use super::host::{Real, for_rows, vectorised};
+use super::host::{Real, for_rows, fuses, vectorised};
 use super::lanes::fold;
 use crate::device::{Mat, MatMut, gemm};
 
@@ -22,8 +22,11 @@ pub(crate) fn is_narrow(rank: usize) -> bool {
     rank <= NARROW
 }
 
-/// Columns that are summed at once.
-const COLUMNS: usize = 64;
+/// Rows that are taken at once.
+const TILE: usize = 4;
+/// Columns of a gathered sum, and of an expanded one, that are taken at once.
+const GATHERED: usize = 64;
+const EXPANDED: usize = 32;
 /// Rows whose products are summed before they are joined to others', and the most such parts. Constants, so that the order of a sum
 /// depends on its shape alone.
 const ROWS: usize = 128;
@@ -35,6 +38,12 @@ const TOGETHER: usize = 16;
 /// Elements of x below which one thread is faster than two.
 const PARALLEL_FROM: usize = 64 * 1024;
 
+/// `a · b + sum`, in one instruction where the machine has one.
+#[inline(always)]
+fn add_product<T: Real, const FUSED: bool>(a: T, b: T, sum: T) -> T {
+    if FUSED { a.mul_add(b, sum) } else { sum + a * b }
+}
+
 /// `out = x · Aᵀ`, A `[r, k]`.
 pub(crate) fn project<T: Real>(out: &mut [T], x: &[T], a: Mat<T>) {
     let (r, k) = (a.rows, a.cols);
@@ -43,13 +52,16 @@ pub(crate) fn project<T: Real>(out: &mut [T], x: &[T], a: Mat<T>) {
         return gemm(MatMut::new(out, m, r), None, Mat::new(x, m, k), a.t(), T::of(1.0));
     }
     let a: &[T] = &row_major(a);
+    let fused = fuses();
     let some = |(block, out): (usize, &mut [T])| {
+        let x = &x[block * TOGETHER * k..][..out.len() / r * k];
         vectorised(
             #[inline(always)]
             || {
-                for (i, out) in out.chunks_mut(r).enumerate() {
-                    let row = block * TOGETHER + i;
-                    dots(out, &x[row * k..][..k], a);
+                if fused {
+                    project_rows::<T, true>(out, x, a, [r, k]);
+                } else {
+                    project_rows::<T, false>(out, x, a, [r, k]);
                 }
             },
         )
@@ -61,40 +73,63 @@ pub(crate) fn project<T: Real>(out: &mut [T], x: &[T], a: Mat<T>) {
     }
 }
 
-/// `out[j] = x · a[j]`, of which each sum is ordered as it would be alone.
 #[inline(always)]
-fn dots<T: Real>(out: &mut [T], x: &[T], a: &[T]) {
-    let k = x.len();
-    let (eights, rest) = out.as_chunks_mut::<8>();
-    for (i, eight) in eights.iter_mut().enumerate() {
-        *eight = dots_of(x, &a[8 * i * k..][..8 * k]);
+fn project_rows<T: Real, const FUSED: bool>(out: &mut [T], x: &[T], a: &[T], [r, k]: [usize; 2]) {
+    let rows = out.len() / r;
+    let mut i = 0;
+    while i + TILE <= rows {
+        project_tile::<T, FUSED, TILE>(&mut out[i * r..], &x[i * k..], a, [r, k]);
+        i += TILE;
     }
-    let done = 8 * eights.len();
-    for (j, one) in rest.iter_mut().enumerate() {
-        [*one] = dots_of(x, &a[(done + j) * k..][..k]);
+    while i < rows {
+        project_tile::<T, FUSED, 1>(&mut out[i * r..], &x[i * k..], a, [r, k]);
+        i += 1;
     }
 }
 
-/// Products of x with J rows of its length: running sums enough that none waits for the one before.
+/// ROWS rows of x, and two of A at a time.
 #[inline(always)]
-fn dots_of<T: Real, const J: usize>(x: &[T], a: &[T]) -> [T; J] {
-    let (k, mut sums) = (x.len(), [[T::of(0.0); LANES]; J]);
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    for (c, x) in chunks.iter().enumerate() {
-        for j in 0..J {
-            let Some(a) = a[j * k + c * LANES..].first_chunk::<LANES>() else { break };
-            for i in 0..LANES {
-                sums[j][i] += x[i] * a[i];
+fn project_tile<T: Real, const FUSED: bool, const ROWS: usize>(out: &mut [T], x: &[T], a: &[T], [r, k]: [usize; 2]) {
+    let mut j = 0;
+    while j + 2 <= r {
+        dots::<T, FUSED, ROWS, 2>(&mut out[j..], x, &a[j * k..], [r, k]);
+        j += 2;
+    }
+    if j < r {
+        dots::<T, FUSED, ROWS, 1>(&mut out[j..], x, &a[j * k..], [r, k]);
+    }
+}
+
+/// `out[i][j] = x[i] · a[j]`: running sums enough that none waits for the one before, of which each is ordered as it would be alone.
+#[inline(always)]
+fn dots<T: Real, const FUSED: bool, const ROWS: usize, const COLS: usize>(
+    out: &mut [T],
+    x: &[T],
+    a: &[T],
+    [r, k]: [usize; 2],
+) {
+    let mut sums = [[[T::of(0.0); LANES]; COLS]; ROWS];
+    let whole = k / LANES * LANES;
+    for at in (0..whole).step_by(LANES) {
+        for i in 0..ROWS {
+            let Some(x) = x[i * k + at..].first_chunk::<LANES>() else { break };
+            for j in 0..COLS {
+                let Some(a) = a[j * k + at..].first_chunk::<LANES>() else { break };
+                for l in 0..LANES {
+                    sums[i][j][l] = add_product::<T, FUSED>(x[l], a[l], sums[i][j][l]);
+                }
             }
         }
     }
-    for (j, sums) in sums.iter_mut().enumerate() {
-        let a = &a[j * k + chunks.len() * LANES..][..rest.len()];
-        for i in 0..rest.len() {
-            sums[i] += rest[i] * a[i];
+    for i in 0..ROWS {
+        for j in 0..COLS {
+            let mut sums = sums[i][j];
+            for l in 0..k - whole {
+                sums[l] = add_product::<T, FUSED>(x[i * k + whole + l], a[j * k + whole + l], sums[l]);
+            }
+            out[i * r + j] = fold(sums, |a, b| a + b);
         }
     }
-    sums.map(|sums| fold(sums, |a, b| a + b))
 }
 
 /// `out += scale · h · B`, B `[r, n]`.
@@ -105,36 +140,66 @@ pub(crate) fn expand<T: Real>(out: &mut [T], h: &[T], b: Mat<T>, scale: T) {
         return gemm(MatMut::new(out, m, n), Some(T::of(1.0)), Mat::new(h, m, r), b, scale);
     }
     let b: &[T] = &row_major(b);
+    let fused = fuses();
     for_rows(
         out,
-        n,
+        TILE * n,
         #[inline(always)]
-        |i, row| {
-            let h = &h[i * r..][..r];
-            for (c, out) in row.chunks_mut(COLUMNS).enumerate() {
-                let mut sums = [T::of(0.0); COLUMNS];
-                for (j, &h) in h.iter().enumerate() {
-                    add_scaled(&mut sums, h, &b[j * n + c * COLUMNS..][..out.len()]);
-                }
-                let s = scale;
-                for (o, sum) in out.iter_mut().zip(sums) {
-                    *o += s * sum;
-                }
+        |four, rows| {
+            let h = &h[four * TILE * r..][..rows.len() / n * r];
+            if fused {
+                expand_rows::<T, true>(rows, h, b, scale, [r, n]);
+            } else {
+                expand_rows::<T, false>(rows, h, b, scale, [r, n]);
             }
         },
     );
 }
 
-/// `sums += h · from`, in whole registers where `from` is long enough.
 #[inline(always)]
-fn add_scaled<T: Real>(sums: &mut [T; COLUMNS], h: T, from: &[T]) {
-    if let Some(from) = from.as_array::<COLUMNS>() {
-        for i in 0..COLUMNS {
-            sums[i] += h * from[i];
+fn expand_rows<T: Real, const FUSED: bool>(rows: &mut [T], h: &[T], b: &[T], scale: T, [r, n]: [usize; 2]) {
+    if h.len() == TILE * r {
+        return expand_tile::<T, FUSED, TILE>(rows, h, b, scale, [r, n]);
+    }
+    for (row, h) in rows.chunks_mut(n).zip(h.chunks(r)) {
+        expand_tile::<T, FUSED, 1>(row, h, b, scale, [r, n]);
+    }
+}
+
+#[inline(always)]
+fn expand_tile<T: Real, const FUSED: bool, const ROWS: usize>(
+    out: &mut [T],
+    h: &[T],
+    b: &[T],
+    scale: T,
+    [r, n]: [usize; 2],
+) {
+    let whole = n / EXPANDED * EXPANDED;
+    for first in (0..whole).step_by(EXPANDED) {
+        let mut sums = [[T::of(0.0); EXPANDED]; ROWS];
+        for j in 0..r {
+            let Some(b) = b[j * n + first..].first_chunk::<EXPANDED>() else { break };
+            for i in 0..ROWS {
+                let h = h[i * r + j];
+                for c in 0..EXPANDED {
+                    sums[i][c] = add_product::<T, FUSED>(h, b[c], sums[i][c]);
+                }
+            }
         }
-    } else {
-        for (sum, &v) in sums.iter_mut().zip(from) {
-            *sum += h * v;
+        for i in 0..ROWS {
+            let Some(out) = out[i * n + first..].first_chunk_mut::<EXPANDED>() else { break };
+            for c in 0..EXPANDED {
+                out[c] += scale * sums[i][c];
+            }
+        }
+    }
+    for i in 0..ROWS {
+        for c in whole..n {
+            let mut sum = T::of(0.0);
+            for j in 0..r {
+                sum = add_product::<T, FUSED>(h[i * r + j], b[j * n + c], sum);
+            }
+            out[i * n + c] += scale * sum;
         }
     }
 }
@@ -161,11 +226,18 @@ pub(crate) fn gather<T: Real>(out: &mut [T], lies: Lies, add: bool, h: Mat<T>, x
         out.fill(T::of(0.0));
     }
     let rows = m.div_ceil(PARTS).max(ROWS);
+    let fused = fuses();
     let part = |(h, x): (&[T], &[T])| {
         let mut sums = vec![T::of(0.0); r * k];
         vectorised(
             #[inline(always)]
-            || add_outer(&mut sums, h, x, r, k),
+            || {
+                if fused {
+                    add_outer::<T, true>(&mut sums, h, x, [r, k]);
+                } else {
+                    add_outer::<T, false>(&mut sums, h, x, [r, k]);
+                }
+            },
         );
         sums
     };
@@ -184,31 +256,32 @@ pub(crate) fn gather<T: Real>(out: &mut [T], lies: Lies, add: bool, h: Mat<T>, x
     }
 }
 
-/// `sums [r, k] += hᵀ x`, four rows of h and x at a time.
+/// `sums [r, k] += hᵀ x`, row after row of h and x, of which four are taken at once.
 #[inline(always)]
-fn add_outer<T: Real>(sums: &mut [T], h: &[T], x: &[T], r: usize, k: usize) {
+fn add_outer<T: Real, const FUSED: bool>(sums: &mut [T], h: &[T], x: &[T], [r, k]: [usize; 2]) {
     let rows = x.len() / k;
-    for first in (0..k).step_by(COLUMNS) {
-        let width = COLUMNS.min(k - first);
+    for first in (0..k).step_by(GATHERED) {
+        let width = GATHERED.min(k - first);
         let mut i = 0;
-        while i + 4 <= rows && width == COLUMNS {
-            let line = |at: usize| x[(i + at) * k + first..].first_chunk::<COLUMNS>();
+        while i + TILE <= rows && width == GATHERED {
+            let line = |at: usize| x[(i + at) * k + first..].first_chunk::<GATHERED>();
             let (Some(x0), Some(x1), Some(x2), Some(x3)) = (line(0), line(1), line(2), line(3)) else { break };
             for j in 0..r {
                 let [h0, h1, h2, h3] = [0, 1, 2, 3].map(|at| h[(i + at) * r + j]);
-                let Some(sums) = sums[j * k + first..].first_chunk_mut::<COLUMNS>() else { break };
-                for c in 0..COLUMNS {
-                    sums[c] += (h0 * x0[c] + h1 * x1[c]) + (h2 * x2[c] + h3 * x3[c]);
+                let Some(sums) = sums[j * k + first..].first_chunk_mut::<GATHERED>() else { break };
+                for c in 0..GATHERED {
+                    let two = add_product::<T, FUSED>(h1, x1[c], add_product::<T, FUSED>(h0, x0[c], sums[c]));
+                    sums[c] = add_product::<T, FUSED>(h3, x3[c], add_product::<T, FUSED>(h2, x2[c], two));
                 }
             }
-            i += 4;
+            i += TILE;
         }
         for i in i..rows {
             let x = &x[i * k + first..][..width];
             for j in 0..r {
                 let h = h[i * r + j];
                 for (sum, &x) in sums[j * k + first..][..width].iter_mut().zip(x) {
-                    *sum += h * x;
+                    *sum = add_product::<T, FUSED>(h, x, *sum);
                 }
             }
         }
