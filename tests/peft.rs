@@ -1,4 +1,4 @@
-//! Numbers made by Hugging Face PEFT: logits, loss, every gradient and five AdamW steps of two adapters on a small ViT.
+//! Numbers made by Hugging Face PEFT: logits, loss, every gradient and five AdamW steps of three adapters on a small ViT.
 //!
 //! Check: ratio. Our f64 run is the exact value; PEFT's f32 run is the plain same-precision computation. PEFT must agree with it to
 //! f32 precision (so that both compute the same thing), and our f32 run may err at most 2× (forward) or 3× (backward) as much.
@@ -16,7 +16,7 @@ use graftwork::tensor::{ParamId, ParamSet};
 use graftwork::testing::compare::ratio;
 use graftwork::{DType, Device, Tensor};
 
-const CASES: [&str; 2] = ["lora", "rslora"];
+const CASES: [&str; 3] = ["lora", "rslora", "dora"];
 /// A dozen layers of f32 arithmetic, each good to a few units: far below any real difference, far above rounding.
 const AGREES: f64 = 2e-5;
 
@@ -43,6 +43,9 @@ impl Fixture {
         }
         if let Some(module) = ours.strip_suffix(".lora_B") {
             return format!("base_model.model.{module}.lora_B.default.weight");
+        }
+        if ours.ends_with(".lora_magnitude_vector") {
+            return format!("base_model.model.{ours}.default.weight");
         }
         let (module, leaf) = ours.rsplit_once('.').unwrap();
         format!("base_model.model.{module}.modules_to_save.default.{leaf}")
