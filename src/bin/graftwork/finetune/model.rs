@@ -10,7 +10,7 @@ use graftwork::{Device, Result};
 use super::args::Recipe;
 use super::methods::{self, Method};
 use super::options;
-use super::tasks::{Model, Task};
+use super::tasks::{Model, Scores, Task};
 
 /// A task's model with an adapter on it.
 pub struct Adapted {
@@ -62,7 +62,7 @@ impl Adapted {
         self.model.loss(tape, indices, whole)
     }
 
-    pub fn scores(&self) -> Result<Vec<(&'static str, f64)>> {
+    pub fn scores(&self) -> Result<Scores> {
         self.model.scores(&self.params)
     }
 

@@ -47,7 +47,7 @@ fn draw(svg: &mut String, title: &str, runs: &[RunReport]) -> Drawn {
     let area = SVGBackend::with_string(svg, (WIDTH as u32, (charts + rows + GAP) as u32)).into_drawing_area();
     area.fill(&WHITE).map_err(text)?;
     write_at(&area, title, (16, 12), 22)?;
-    let score = runs.first().map_or("score", |r| r.score);
+    let score = runs.first().map_or("score", |r| &r.score);
     chart(&area, TITLE, &format!("{score} on held-out samples"), runs, |p| Some(p.score))?;
     if dense {
         chart(&area, TITLE + CHART + MARGIN, "density", runs, |p| p.density)?;

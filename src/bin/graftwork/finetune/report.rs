@@ -7,6 +7,7 @@ use serde::{Serialize, Serializer};
 
 use super::args::{Pace, Recipe};
 use super::methods::Picture;
+use super::tasks::Scores;
 use super::train::{Point, Trained, Trainer};
 use crate::output;
 
@@ -23,10 +24,10 @@ pub struct RunReport {
     #[serde(flatten)]
     pub scores: BTreeMap<String, f64>,
     /// The score to compare by.
-    pub score: &'static str,
+    pub score: String,
     /// Every score, in the task's order.
     #[serde(skip)]
-    pub score_names: Vec<&'static str>,
+    pub score_names: Vec<String>,
     /// Share of what could learn that did in the end, for a method whose form changes.
     pub density: Option<f64>,
     /// The scores over steps, as far as asked for.
@@ -63,8 +64,8 @@ impl RunReport {
             adapter: trainer.adapted.method.note(),
             trainable_params: trainer.adapted.params.numel(),
             total_params: trainer.adapted.total_params(),
-            score: after.first().map_or("score", |(name, _)| name),
-            score_names: after.iter().map(|(name, _)| *name).collect(),
+            score: after.first().map_or("score".into(), |(name, _)| name.clone()),
+            score_names: after.iter().map(|(name, _)| name.clone()).collect(),
             scores: moments([("before", &trainer.before), ("after", &named(&after)), ("reloaded", &named(&reloaded))]),
             density: trainer.adapted.method.density(),
             history: trainer.history.clone(),
@@ -83,11 +84,9 @@ impl RunReport {
     }
 }
 
-/// Name and value, the one to compare by first.
-pub type Scores = Vec<(&'static str, f64)>;
-
+/// By name.
 pub fn named(scores: &Scores) -> BTreeMap<String, f64> {
-    scores.iter().map(|(name, value)| (name.to_string(), *value)).collect()
+    scores.iter().cloned().collect()
 }
 
 /// `accuracy_before` and so on.
@@ -146,10 +145,10 @@ impl Report {
     /// A column for each score after training, of a task that has several.
     pub fn scores(&self) -> Option<String> {
         let names = &self.runs.first().filter(|run| run.score_names.len() > 1)?.score_names;
-        let header: Vec<&str> = ["method", "adapter"].into_iter().chain(names.iter().copied()).collect();
+        let header: Vec<&str> = ["method", "adapter"].into_iter().chain(names.iter().map(String::as_str)).collect();
         let row = |run: &RunReport| {
             let score =
-                |name: &&str| run.scores.get(&format!("{name}_after")).map_or("-".into(), |s| output::percent(*s));
+                |name: &String| run.scores.get(&format!("{name}_after")).map_or("-".into(), |s| output::percent(*s));
             [run.method.clone(), run.adapter.clone()].into_iter().chain(names.iter().map(score)).collect()
         };
         Some(output::table(&header, &self.runs.iter().map(row).collect::<Vec<Vec<String>>>()))

@@ -59,6 +59,9 @@ pub trait Task: Send + Sync {
     }
 }
 
+/// Name and value of each score; 1 is 100 %. The first is the one to compare by.
+pub type Scores = Vec<(String, f64)>;
+
 /// A frozen model with a task's data, loss and score.
 pub trait Model: Send + Sync {
     fn trunk(&mut self) -> &mut dyn Trunk;
@@ -79,8 +82,8 @@ pub trait Model: Send + Sync {
     /// The share of training samples `indices` in the loss of a step over `whole` samples.
     fn loss(&self, tape: &mut Tape, indices: &[usize], whole: usize) -> Result<Var>;
 
-    /// On the held-out samples: name and value of each score. The first is the one to compare by; 1 is 100 %.
-    fn scores(&self, params: &ParamSet) -> Result<Vec<(&'static str, f64)>>;
+    /// On the held-out samples.
+    fn scores(&self, params: &ParamSet) -> Result<Scores>;
 
     /// Whether a batch's loss is the sum of its halves' losses, so that they may be computed side by side.
     fn divides(&self) -> bool {

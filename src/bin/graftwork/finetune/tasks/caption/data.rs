@@ -79,19 +79,55 @@ impl Captions {
                 format!("{} words and {} styles, expected 10 and at least 1", file.words.len(), file.styles.len());
             return Err(Error::File { path, reason });
         }
+        let mut prompts: Vec<&str> = file.styles.iter().map(|style| style.prompt.as_str()).collect();
+        prompts.sort_unstable();
+        if let Some(twice) = prompts.windows(2).find(|pair| pair[0] == pair[1]) {
+            let reason = format!("two styles have the prompt {:?}, which would ask for both", twice[0]);
+            return Err(Error::File { path, reason });
+        }
         let first = file.specials.len() as i64;
         let ids: HashMap<char, i64> = file.characters.chars().zip(first..).collect();
-        let symbols = file.specials.len() + file.characters.chars().count();
+        if ids.len() != file.characters.chars().count() {
+            return Err(Error::File { path, reason: "has a character twice in `characters`".into() });
+        }
+        let symbols = file.specials.len() + ids.len();
         let images = Digits::load(&dir.join(file.images), FIRST..10)?;
         let captions = Captions { styles: file.styles, words: file.words, ids, symbols, images, path };
         // What cannot be spelled is found out before anything is trained.
-        for style in 0..captions.styles.len() {
-            captions.spell(&captions.styles[style].prompt)?;
-            for label in 0..i64::from(10 - FIRST) {
-                captions.spell(&captions.caption(style, label))?;
-            }
+        for text in captions.styles.iter().map(|style| style.prompt.clone()).chain(captions.texts()) {
+            captions.spell(&text)?;
         }
         Ok(captions)
+    }
+
+    /// Every caption that there is.
+    fn texts(&self) -> impl Iterator<Item = String> {
+        let labels = 0..i64::from(10 - FIRST);
+        (0..self.styles.len()).flat_map(move |style| labels.clone().map(move |label| self.caption(style, label)))
+    }
+
+    /// Tokens of the longest caption, the end token counted.
+    pub fn longest(&self) -> usize {
+        self.texts().map(|text| text.chars().count() + 1).max().unwrap_or(1)
+    }
+
+    /// # Errors
+    /// [`Error::File`] with the first prompt or caption that is longer than a model with so many positions can take.
+    pub fn require_within(&self, positions: usize) -> Result<()> {
+        // A prompt stands behind the patches and before its end token; a caption behind the start token.
+        let prompts = self.styles.iter().map(|style| (style.prompt.clone(), PATCHES));
+        let mut all = prompts.chain(self.texts().map(|text| (text, 0)));
+        let tokens = |(text, before): &(String, usize)| before + text.chars().count() + 1;
+        match all.find(|text| tokens(text) > positions) {
+            None => Ok(()),
+            Some(long) => {
+                let (text, tokens) = (&long.0, tokens(&long));
+                let reason = format!(
+                    "{text:?} makes a sequence of {tokens} tokens, of at most {positions} for which the trunk has positions"
+                );
+                Err(Error::File { path: self.path.clone(), reason })
+            }
+        }
     }
 
     /// As [`Digits::judged_within`].
@@ -102,6 +138,11 @@ impl Captions {
     /// One sample for each image and style.
     pub fn len(&self, part: Part) -> usize {
         self.part(part).len() * self.styles.len()
+    }
+
+    /// Of sample `index`.
+    pub fn image_and_style(&self, index: usize) -> (usize, usize) {
+        (index / self.styles.len(), index % self.styles.len())
     }
 
     fn part(&self, part: Part) -> &Samples {
@@ -121,7 +162,7 @@ impl Captions {
 
     /// The caption of sample `index` as ids, without start and end.
     pub fn expected(&self, part: Part, index: usize) -> Result<Vec<i64>> {
-        let (image, style) = (index / self.styles.len(), index % self.styles.len());
+        let (image, style) = self.image_and_style(index);
         self.spell(&self.caption(style, self.part(part).labels()[image]))
     }
 
@@ -161,13 +202,13 @@ impl Captions {
         dtype: DType,
     ) -> Result<Batch> {
         let b = indices.len();
-        let styles = self.styles.len();
-        let features: Vec<f32> = indices.iter().flat_map(|&i| patches(self.part(part).pixels(i / styles))).collect();
+        let pixels = |&i: &usize| patches(self.part(part).pixels(self.image_and_style(i).0));
+        let features: Vec<f32> = indices.iter().flat_map(pixels).collect();
         let ended = |mut ids: Vec<i64>| {
             ids.push(end);
             ids
         };
-        let prompt = |&i: &usize| self.spell(&self.styles[i % styles].prompt).map(ended);
+        let prompt = |&i: &usize| self.spell(&self.styles[self.image_and_style(i).1].prompt).map(ended);
         let prompts: Vec<Vec<i64>> = indices.iter().map(prompt).collect::<Result<_>>()?;
         let captions: Vec<Vec<i64>> =
             indices.iter().map(|&i| self.expected(part, i).map(ended)).collect::<Result<_>>()?;

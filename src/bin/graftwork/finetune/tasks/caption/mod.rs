@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use graftwork::adapters::Trunk;
 use graftwork::autograd::{Tape, Var};
-use graftwork::models::encoder_decoder::{EncoderDecoder, GenerateOptions, Source};
+use graftwork::models::encoder_decoder::{EncoderDecoder, GenerateOptions, Places, Source};
 use graftwork::ops::{CrossEntropyOptions, cross_entropy};
 use graftwork::tensor::{ParamSet, ParamSetBuilder};
 use graftwork::{DType, Device, Error, Result};
 
-use super::{Entry, Model, Task};
+use super::{Entry, Model, Scores, Task};
 use crate::finetune::options::{COMPARED, LOOKED, TRAINING};
 use data::{Batch, Captions, FEATURES, IGNORED, Part};
 
@@ -60,6 +60,9 @@ impl Task for Job {
                 ),
             });
         }
+        if let Places::Learned { positions } = config.places {
+            self.0.require_within(positions)?;
+        }
         let mean_tokens = self.0.mean_tokens()?;
         Ok(Box::new(Captioner { model, captions: self.0.clone(), mean_tokens }))
     }
@@ -70,9 +73,6 @@ struct Captioner {
     captions: Arc<Captions>,
     mean_tokens: f64,
 }
-
-/// Longest caption that is decoded, its end token counted.
-const MAX_TOKENS: usize = 32;
 
 impl Captioner {
     fn batch(&self, part: Part, indices: &[usize]) -> Result<Batch> {
@@ -86,22 +86,24 @@ impl Captioner {
         )
     }
 
-    /// Share of held-out captions that greedy decoding spells exactly.
-    fn exact(&self, params: &ParamSet) -> Result<f64> {
+    /// How many held-out captions of each style greedy decoding spells exactly.
+    fn exact(&self, params: &ParamSet) -> Result<Vec<usize>> {
         const BATCH: usize = 256;
         let all: Vec<usize> = (0..self.captions.len(Part::Test)).collect();
-        let mut right = 0;
+        let mut right = vec![0; self.captions.styles.len()];
+        // What has not ended by then is wrong.
+        let options = GenerateOptions { max_tokens: self.captions.longest(), ..GenerateOptions::default() };
         for indices in all.chunks(BATCH) {
             let batch = self.batch(Part::Test, indices)?;
             let features = Var::constant(batch.features);
             let source = Source { features: Some(&features), ids: &batch.prompts, keep: Some(&batch.keep) };
-            let options = GenerateOptions { max_tokens: MAX_TOKENS, ..GenerateOptions::default() };
             let found = self.model.generate(&mut Tape::inference(params), &source, &options)?;
             for (caption, &index) in found.iter().zip(indices) {
-                right += usize::from(*caption == self.captions.expected(Part::Test, index)?);
+                let (_, style) = self.captions.image_and_style(index);
+                right[style] += usize::from(*caption == self.captions.expected(Part::Test, index)?);
             }
         }
-        Ok(right as f64 / all.len().max(1) as f64)
+        Ok(right)
     }
 }
 
@@ -145,7 +147,16 @@ impl Model for Captioner {
         cross_entropy(tape, &logits, &batch.wanted, &options)
     }
 
-    fn scores(&self, params: &ParamSet) -> Result<Vec<(&'static str, f64)>> {
-        Ok(vec![("exact_match", self.exact(params)?)])
+    /// The share of all captions that is right, and of each style's.
+    fn scores(&self, params: &ParamSet) -> Result<Scores> {
+        let right = self.exact(params)?;
+        let all = self.captions.len(Part::Test);
+        let share = |right: usize, of: usize| right as f64 / of.max(1) as f64;
+        let mut scores = vec![("exact_match".into(), share(right.iter().sum(), all))];
+        if right.len() > 1 {
+            let styles = self.captions.styles.iter().zip(&right);
+            scores.extend(styles.map(|(style, &own)| (style.prompt.clone(), share(own, all / right.len()))));
+        }
+        Ok(scores)
     }
 }

@@ -12,7 +12,7 @@ use graftwork::ops::{CrossEntropyOptions, cross_entropy};
 use graftwork::tensor::{ParamSet, ParamSetBuilder};
 use graftwork::{DType, Device, Result};
 
-use super::{Entry, Model, Task};
+use super::{Entry, Model, Scores, Task};
 use crate::finetune::methods::vce;
 use crate::finetune::options::{COMPARED, LOOKED, TRAINING};
 pub use data::{Digits, SIDE, Samples};
@@ -132,15 +132,15 @@ impl Model for Classifier {
         cross_entropy(tape, &logits, &batch.targets, &options)
     }
 
-    fn scores(&self, params: &ParamSet) -> Result<Vec<(&'static str, f64)>> {
-        let (mut scores, mut all, mut right) = (Vec::new(), 0, 0);
+    fn scores(&self, params: &ParamSet) -> Result<Scores> {
+        let (mut scores, mut all, mut right) = (Scores::new(), 0, 0);
         for part in &*self.parts {
             let of_part = self.right(params, &part.samples)?;
-            scores.push((part.name, of_part as f64 / part.samples.len().max(1) as f64));
+            scores.push((part.name.into(), of_part as f64 / part.samples.len().max(1) as f64));
             (all, right) = (all + part.samples.len(), right + of_part);
         }
         if scores.len() > 1 {
-            scores.insert(0, ("accuracy", right as f64 / all.max(1) as f64));
+            scores.insert(0, ("accuracy".into(), right as f64 / all.max(1) as f64));
         }
         Ok(scores)
     }
