@@ -345,7 +345,7 @@ fn padding_opens_the_gate_of_small_unless_it_is_left_out() {
 #[test]
 fn adapters_in_the_decoder_see_its_tokens_one_by_one() {
     type Attach = fn(&mut EncoderDecoder, &mut ParamSetBuilder) -> usize;
-    let methods: [Attach; 3] = [
+    let methods: [Attach; 5] = [
         |model, params| {
             let config = AdapterConfig { reduction: 4, ..AdapterConfig::vl_adapter() };
             config.attach(model, params).unwrap().attached.len()
@@ -356,6 +356,14 @@ fn adapters_in_the_decoder_see_its_tokens_one_by_one() {
         },
         |model, params| {
             let config = VlPetConfig { sides: Sides::Both, ..small_vl_pet(Variant::Large) };
+            config.attach(model, &[], params).unwrap().attached.len()
+        },
+        |model, params| {
+            let config = VlPetConfig { sides: Sides::Both, ..small_vl_pet(Variant::MiddleX) };
+            config.attach(model, &[], params).unwrap().attached.len()
+        },
+        |model, params| {
+            let config = VlPetConfig { sides: Sides::Both, ..small_vl_pet(Variant::MiddleY) };
             config.attach(model, &[], params).unwrap().attached.len()
         },
     ];
@@ -388,6 +396,14 @@ fn adapters_in_the_decoder_see_its_tokens_one_by_one() {
             }
         }
     }
+}
+
+/// Its mean would run over tokens that are still to come, in training alone.
+#[test]
+fn a_gate_of_whole_samples_has_no_place_in_a_decoder() {
+    let config = VlPetConfig { sides: Sides::Both, ..small_vl_pet(Variant::Small) };
+    let error = config.attach(&mut Fixture::cpu("bart").model, &[], &mut ParamSetBuilder::new()).unwrap_err();
+    assert!(error.to_string().contains("the encoder alone"), "{error}");
 }
 
 /// What a block recomputes in backward gives the same gradients, bit for bit.

@@ -35,6 +35,7 @@ use crate::autograd::{Tape, Var};
 use crate::error::{Error, Result};
 use crate::format::peft::{Modules, PeftConfig};
 use crate::ops::{Gate, GateInput, GranularScale, TokenWeights};
+use crate::rng::Stream;
 use crate::tensor::{Init, ParamId, ParamSetBuilder};
 
 const OP: &str = "vl_pet";
@@ -119,6 +120,8 @@ pub struct VlPetConfig {
     pub gate_rank: usize,
     /// s
     pub scale: f64,
+    /// Of Y, before the residual is added: what the published trunk's own dropout does there.
+    pub dropout: f64,
     pub start: Start,
     /// What the gates of MiddleX and Small see beside R.
     pub input: GateInput,
@@ -126,7 +129,7 @@ pub struct VlPetConfig {
     pub sigmoid: bool,
     /// Whether the mean of Small runs over real tokens alone, where the trunk knows of padding.
     pub real_tokens: bool,
-    /// Published: the encoder alone.
+    /// Published: the encoder alone. Not both for Small: the mean of its gate would show a decoder tokens that are still to come.
     pub sides: Sides,
 }
 
@@ -141,6 +144,7 @@ impl VlPetConfig {
             layout,
             gate_rank: 96,
             scale: 1.0,
+            dropout: 0.0,
             start: Start::BART,
             input,
             sigmoid: false,
@@ -177,13 +181,18 @@ impl VlPetConfig {
     /// Puts a module in every place whose path ends in one of `places`, or in all if there are none.
     ///
     /// # Errors
-    /// [`Error::NoMatch`] when no place matches; [`Error::Value`] for heads that do not divide, a rank of 0, a scale that is not finite.
+    /// [`Error::NoMatch`] when no place matches; [`Error::Value`] for heads that do not divide, a rank of 0, a scale that is not finite, a
+    /// gate of Small in a decoder.
     pub fn attach(
         &self,
         trunk: &mut dyn Trunk,
         places: &[String],
         params: &mut ParamSetBuilder,
     ) -> Result<AttachReport> {
+        if self.variant == Variant::Small && self.sides == Sides::Both && !trunk.decoder_inserts()?.is_empty() {
+            let expected = "the encoder alone: the gate of small is a mean over all tokens, of which a decoder must not see later ones";
+            return Err(Error::value(OP, "sides", expected, "both"));
+        }
         for_places(trunk, places, self.sides, |point| {
             let module = point.name().to_string();
             point.insert(VlPetEncoder::declare(&format!("{module}.vl_pet"), point.width(), self, params)?);
@@ -209,6 +218,8 @@ pub struct VlPetEncoder {
     bottleneck: Bottleneck,
     gate: GateParams,
     scale: f64,
+    dropout: f64,
+    site: u32,
     input: GateInput,
     sigmoid: bool,
     real_tokens: bool,
@@ -233,6 +244,9 @@ impl VlPetEncoder {
                 return Err(Error::value(OP, argument, "a finite number", value));
             }
         }
+        if !(0.0..1.0).contains(&config.dropout) {
+            return Err(Error::value(OP, "dropout", "in [0, 1)", config.dropout));
+        }
         let bottleneck = Bottleneck::declare(name, &config.bottleneck(width), params)?;
         let gate = format!("{name}.gate");
         let mut row = |len: usize| -> Result<[ParamId; 2]> {
@@ -245,8 +259,9 @@ impl VlPetEncoder {
             Variant::MiddleY => GateParams::MiddleY(params.add(gate, &[width], config.start.up())?),
             Variant::Large => GateParams::Large(Bottleneck::declare(&gate, &config.gate_bottleneck(width), params)?),
         };
-        let VlPetConfig { scale, input, sigmoid, real_tokens, .. } = *config;
-        Ok(VlPetEncoder { bottleneck, gate, scale, input, sigmoid, real_tokens })
+        let VlPetConfig { scale, dropout, input, sigmoid, real_tokens, .. } = *config;
+        let site = Stream::named(0, 0, name).site;
+        Ok(VlPetEncoder { bottleneck, gate, scale, dropout, site, input, sigmoid, real_tokens })
     }
 
     /// `s · (H + Up(φ(Down(H)))) ⊙ G`, `[.., t, k]`, and what `around` asks for.
@@ -282,14 +297,20 @@ impl VlPetEncoder {
     }
 }
 
+impl VlPetEncoder {
+    /// What surrounds it in a trunk that adds the residual itself.
+    fn alone<'a>(&self, tokens: Option<&'a TokenWeights>) -> Around<'a> {
+        Around { add_residual: false, dropout: self.dropout, site: self.site, tokens }
+    }
+}
+
 impl Insert for VlPetEncoder {
     fn forward(&self, tape: &mut Tape, residual: &Var, output: &Var) -> Result<Var> {
-        self.forward_with(tape, residual, output, Around::default())
+        self.forward_with(tape, residual, output, self.alone(None))
     }
 
     fn forward_padded(&self, tape: &mut Tape, residual: &Var, output: &Var, real: &TokenWeights) -> Result<Var> {
-        let tokens = self.real_tokens.then_some(real);
-        self.forward_with(tape, residual, output, Around { tokens, ..Around::default() })
+        self.forward_with(tape, residual, output, self.alone(self.real_tokens.then_some(real)))
     }
 }
 

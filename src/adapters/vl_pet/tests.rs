@@ -177,6 +177,31 @@ fn t5_starts_at_the_trunk_times_its_scale_and_half() {
 }
 
 #[test]
+fn in_its_place_it_drops_what_leaves_the_gate_in_training_alone() {
+    let config = VlPetConfig { dropout: 0.4, ..small(Variant::MiddleX, Start::BART, HeadLayout::Down) };
+    let mut params = ParamSetBuilder::new();
+    let [one, other] = ["one", "other"].map(|name| VlPetEncoder::declare(name, 6, &config, &mut params).unwrap());
+    let set = params.build(&Device::cpu(), DType::F64, 1).unwrap();
+    let [r, h] = ["r", "h"].map(|name| {
+        let values: Vec<f64> = normal(name, 36).into_iter().map(f64::from).collect();
+        Var::constant(Tensor::from_slice(&Device::cpu(), &[2, 3, 6], &values).unwrap())
+    });
+    let run = |module: &VlPetEncoder, mut tape: Tape| {
+        module.forward(&mut tape, &r, &h).unwrap().tensor().to_f64_vec().unwrap()
+    };
+    let whole = run(&one, Tape::inference(&set));
+    let [first, second] = [&one, &other].map(|module| {
+        let dropped: Vec<bool> = run(module, Tape::training(&set, 4, 0)).iter().map(|&y| y == 0.0).collect();
+        assert!(dropped.contains(&true) && dropped.contains(&false));
+        dropped
+    });
+    assert!(!whole.contains(&0.0));
+    assert_ne!(first, second, "two places draw masks of their own");
+    let trained = run(&one, Tape::training(&set, 4, 0));
+    assert!(trained.iter().zip(&whole).all(|(t, w)| *t == 0.0 || (t - w / 0.6).abs() < 1e-6 * w.abs()));
+}
+
+#[test]
 fn a_column_gate_without_update_folds_into_the_rows_of_the_linear_before() {
     let mut params = ParamSetBuilder::new();
     let z = params.add("z", &[4], Init::Normal { std: 1.0 }).unwrap();
@@ -210,5 +235,6 @@ fn what_cannot_be_is_refused() {
     assert!(refuse(VlPetConfig { heads: 3, ..config.clone() }).contains("a divisor of the bottleneck 4"));
     assert!(refuse(VlPetConfig { heads: 4, layout: HeadLayout::Up, ..config.clone() }).contains("of the width 6"));
     assert!(refuse(VlPetConfig { heads: 0, ..config.clone() }).contains("heads"));
+    assert!(refuse(VlPetConfig { dropout: 1.0, ..config.clone() }).contains("dropout"));
     assert!(refuse(VlPetConfig { scale: f64::INFINITY, ..config }).contains("scale"));
 }

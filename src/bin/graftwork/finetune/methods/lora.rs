@@ -45,7 +45,7 @@ pub struct LoraOptions {
     /// Scale by alpha / √rank instead
     #[arg(long)]
     pub rslora: bool,
-    /// Dropout on the input of each LoRA, in [0, 1)
+    /// Dropout on the input of each LoRA, in [0, 1); with vl-pet on what leaves each gate
     #[arg(long, default_value_t = 0.0, value_parser = number(PART))]
     pub dropout: f64,
     /// LoRA+: B learns at so many times the rate of A; its authors advise 16

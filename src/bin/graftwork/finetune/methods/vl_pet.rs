@@ -17,7 +17,7 @@ pub const ENTRY: Entry = Entry {
     name: "vl-pet",
     about: "Bottlenecks after each sub-layer, behind a gate of chosen granularity",
     reads: &[
-        Read::always(&["variant", "bottleneck", "heads", "head_layout", "gate_scale", "start", "start_std"]),
+        Read::always(&["variant", "bottleneck", "heads", "head_layout", "gate_scale", "dropout", "start", "start_std"]),
         Read::when(&["gate_rank"], "with --variant large or auto", |args| tries(args, Variant::Large)),
         Read::when(&["trial_steps"], "with --variant auto", |args| args.methods.vl_pet.variant == OPEN),
         Read::when(DECODER, "with --task caption", |args| args.task == "caption"),
@@ -25,7 +25,7 @@ pub const ENTRY: Entry = Entry {
             args.task == "caption" && tries(args, Variant::Small)
         }),
     ],
-    settings: |o, _| VlPet::from(&o.vl_pet),
+    settings: |o, _| VlPet::from(&o.vl_pet, o.lora.dropout),
     open: open::<VlPet>,
 };
 
@@ -67,7 +67,7 @@ pub struct VlPetOptions {
     /// Rank of the bottlenecks beside the values of cross-attention [default: as --bottleneck]
     #[arg(long, value_parser = size(1..=WIDTH))]
     pub value_rank: Option<usize>,
-    /// Gated bottlenecks after the decoder's sub-layers too
+    /// Gated bottlenecks after the decoder's sub-layers too; not with small, whose gate would see tokens that are still to come
     #[arg(long)]
     pub decoder_places: bool,
     /// The gate of small looks at real tokens alone; published: at padding too
@@ -86,6 +86,8 @@ struct VlPet {
     head_layout: String,
     gate_rank: usize,
     gate_scale: f64,
+    #[serde(default)]
+    dropout: f64,
     start: String,
     start_std: f64,
     value_rank: usize,
@@ -94,6 +96,7 @@ struct VlPet {
     frozen_norms: bool,
 }
 
+const ALL: &[Variant] = &Variant::ALL;
 const FINEST: &str = "large";
 /// In place of a variant: whichever does best.
 const OPEN: &str = "auto";
@@ -112,7 +115,7 @@ fn variants(text: &str) -> std::result::Result<String, String> {
 }
 
 impl VlPet {
-    fn from(options: &VlPetOptions) -> Result<Value> {
+    fn from(options: &VlPetOptions, dropout: f64) -> Result<Value> {
         let vl_pet = VlPet {
             variant: options.variant.clone(),
             bottleneck: options.bottleneck,
@@ -120,6 +123,7 @@ impl VlPet {
             head_layout: options.head_layout.clone(),
             gate_rank: options.gate_rank.unwrap_or(options.bottleneck),
             gate_scale: options.gate_scale,
+            dropout,
             start: options.start.clone(),
             start_std: options.start_std,
             value_rank: options.value_rank.unwrap_or(options.bottleneck),
@@ -148,6 +152,11 @@ impl VlPet {
         VlPet { bottleneck, heads, gate_rank, value_rank, ..self.clone() }
     }
 
+    /// From the finest on; small, the last, has no place in a decoder.
+    fn all(&self) -> &'static [Variant] {
+        &ALL[..ALL.len() - usize::from(self.decoder_places)]
+    }
+
     fn with(&self, variant: &str) -> VlPet {
         VlPet { variant: variant.into(), ..self.clone() }
     }
@@ -159,16 +168,21 @@ impl VlPet {
             got => return Err(refused("--start", "bart or t5", got)),
         };
         let sides = if self.decoder_places { Sides::Both } else { Sides::Encoder };
+        let variant = self.variant.parse::<Variant>()?;
+        if !self.all().contains(&variant) {
+            return Err(refused("--variant", "large, middle-x or middle-y with --decoder-places", &self.variant));
+        }
         Ok(VlPetConfig {
             rank: self.bottleneck,
             heads: self.heads,
             layout: self.head_layout.parse::<HeadLayout>()?,
             gate_rank: self.gate_rank,
             scale: self.gate_scale,
+            dropout: self.dropout,
             start: Start { std: self.start_std, ..start },
             real_tokens: self.real_tokens,
             sides,
-            ..VlPetConfig::bart(self.variant.parse::<Variant>()?)
+            ..VlPetConfig::bart(variant)
         })
     }
 }
@@ -198,13 +212,17 @@ impl Method for VlPet {
         format!("{} r={} h={}", self.variant, self.bottleneck, self.heads)
     }
 
+    fn is_random(&self) -> bool {
+        self.dropout > 0.0
+    }
+
     fn each(&self) -> Result<Vec<Value>> {
         let several = self.variants().nth(1).is_some();
         self.variants().filter(|_| several).map(|variant| to_value(&self.with(variant))).collect()
     }
 
     fn candidates(&self) -> Result<Vec<Vec<Value>>> {
-        let open = if self.variant == OPEN { &Variant::ALL[..] } else { &[] };
+        let open = if self.variant == OPEN { self.all() } else { &[] };
         let ever_smaller = |variant: &Variant| {
             let whole = self.with(variant.name());
             (1..=PARTS).rev().map(|part| to_value(&whole.shrunk(part))).collect()
