@@ -1,7 +1,8 @@
 //! `finetune --task caption`: methods side by side, the choice of a variant, and what is refused.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
@@ -60,7 +61,13 @@ fn variants_stand_side_by_side() {
     let line = "--method vl-pet,lora --variant large,middle-x,middle-y,small --steps 2 --batch 8 --validation";
     let (text, first) = report(&format!("{line} --out {} --save-every 2", out.display()), &dir);
     assert!(text.contains("2308 to train on, 568 held out"), "{text}");
+    assert!(text.contains("exact_match") && text.contains("letters"), "{text}");
     let runs = first["runs"].as_array().unwrap();
+    for run in runs {
+        let of = |style: &str| run[format!("{style}_after")].as_f64().unwrap();
+        let mean = ["word", "sentence", "number", "letters"].map(of).iter().sum::<f64>() / 4.0;
+        assert!((of("exact_match") - mean).abs() < 1e-9, "{run}");
+    }
     let variants: Vec<&str> = runs.iter().filter_map(|run| run["recipe"]["variant"].as_str()).collect();
     assert_eq!(variants, ["large", "middle-x", "middle-y", "small"]);
     assert_eq!(runs.len(), 5);
@@ -85,6 +92,25 @@ fn auto_names_its_choice_within_the_budget() {
     assert!(trainable <= 0.05 * report["total_params"].as_f64().unwrap());
 }
 
+/// Nothing is trained on, nor saved, for a choice that was not made.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_while_variants_are_tried_leaves_no_checkpoint() {
+    let out = scratch("interrupted").join("run");
+    let line =
+        "--method vl-pet --granularity auto --budget 5% --trial-steps 1000000 --steps 1 --batch 8 --save-every 1";
+    let mut child = finetune(line).arg("--out").arg(&out).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let first_trial = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("over the budget")));
+    assert!(first_trial.is_some());
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(!out.join("adapter").exists());
+    let names = std::fs::read_dir(&out).map(|all| all.flatten().map(|entry| entry.file_name()).collect());
+    let names: Vec<std::ffi::OsString> = names.unwrap_or_default();
+    assert!(names.iter().all(|name| !name.to_string_lossy().starts_with("step-")), "{names:?}");
+}
+
 #[test]
 fn bad_input_is_refused_with_what_would_do() {
     let message = refusal(finetune("--method vl-pet --variant auto --budget 0.1%"));
@@ -94,6 +120,12 @@ fn bad_input_is_refused_with_what_would_do() {
         message.contains("--variant") && message.contains("middle-y, small") && message.contains("auto"),
         "{message}"
     );
+    for twice in ["large,large", "auto,large", "large,"] {
+        let message = refusal(finetune(&format!("--method vl-pet --variant {twice}")));
+        assert!(message.contains("each once"), "{message}");
+    }
+    let message = refusal(finetune("--method vl-pet --variant large,small --decoder-places"));
+    assert!(message.contains("is small, expected large, middle-x or middle-y with --decoder-places"), "{message}");
     let message = refusal(finetune("--method vl-pet --heads 3"));
     assert!(message.contains("heads"), "{message}");
 
@@ -105,6 +137,9 @@ fn bad_input_is_refused_with_what_would_do() {
         ("this is a {word}.", "what? {word}", "'?'"),
         ("\"seven\", ", "", "9 words"),
         ("this is a {word}.", "this is a long sentence about nothing but the digit {word}.", "at most 48"),
+        ("\"prompt\": \"number\"", "\"prompt\": \"number number number number number\"", "51 tokens"),
+        ("\"prompt\": \"number\"", "\"prompt\": \"word\"", "two styles"),
+        ("0123456789-.", "0123456788-.", "a character twice"),
     ] {
         std::fs::write(dir.join("captions.json"), moved.replace(from, to)).unwrap();
         let mut command = finetune("--method lora --steps 1");
