@@ -1,14 +1,18 @@
 //! What is timed: the calls that `verify` judges, at sizes of real use, with the work that no implementation can avoid.
 
 use graftwork::ops::norm::Kind;
-use graftwork::ops::{Activation, CrossEntropyOptions, Pooling, Reduce};
+use graftwork::ops::{
+    Activation, BlockNorm, CrossEntropyOptions, Pooling, Reduce, Threshold, Transposed, block_norms, shrink_blocks,
+};
 use graftwork::ops::{
     activation, attention, cross_entropy, dual_rank, edge_softmax, embedding, frozen_linear, graph_attention, linear,
     magnitude, norm, patch_embedding, pool, scale_add, sddmm, spmm,
 };
-use graftwork::{DType, Device, Result};
+use graftwork::tensor::BlockPattern;
+use graftwork::testing::normal;
+use graftwork::{DType, Device, Result, Tensor};
 
-use super::timing::{Call, Job, Step};
+use super::timing::{Call, Job, Plain, Step};
 use crate::verify::case::{Case, Judge};
 use crate::verify::cases;
 use cases::attention::Form;
@@ -54,11 +58,20 @@ pub enum Size {
     Gpu,
 }
 
+pub type Place = Box<dyn Fn(&Device, DType) -> Result<Plain>>;
+
 pub enum Subject {
     Call {
         case: Case,
         forward: Cost,
         backward: Cost,
+    },
+    /// A call that has no tape, on operands that `place` makes.
+    Plain {
+        op: &'static str,
+        shape: String,
+        cost: Cost,
+        place: Place,
     },
     /// AdamW over so many parameters.
     Step {
@@ -76,6 +89,7 @@ impl Entry {
     pub fn op(&self) -> &'static str {
         match &self.subject {
             Subject::Call { case, .. } => case.op,
+            Subject::Plain { op, .. } => op,
             Subject::Step { .. } => "adamw",
         }
     }
@@ -96,8 +110,11 @@ impl Entry {
         let pass = |name, shape: &str, cost| Pass { op: self.op(), name, shape: shape.into(), cost, subject };
         match subject {
             Subject::Call { case, forward, backward } => {
-                vec![pass("forward", &case.shape, forward), pass("backward", &case.shape, backward)]
+                let both = [pass("forward", &case.shape, forward), pass("backward", &case.shape, backward)];
+                // One that only hands on what it is given is not timed.
+                both.into_iter().filter(|pass| pass.cost.bytes > 0).collect()
             }
+            Subject::Plain { shape, cost, .. } => vec![pass("call", shape, cost)],
             Subject::Step { n, cost } => vec![pass("step", &n.to_string(), cost)],
         }
     }
@@ -108,6 +125,7 @@ impl<'a> Pass<'a> {
     pub fn job(&self, device: &Device, dtype: DType, sets: usize) -> Result<Box<dyn Job + 'a>> {
         Ok(match self.subject {
             Subject::Call { case, .. } => Box::new(Call::new(case, device, dtype, sets, self.name == "backward")?),
+            Subject::Plain { place, .. } => Box::new(place(device, dtype)?),
             Subject::Step { n, .. } => Box::new(Step::new(device, dtype, *n)?),
         })
     }
@@ -143,6 +161,24 @@ pub fn all(dtype: DType) -> Vec<Entry> {
         entry(Gpu, t.block_sparse([8192, 4096, 4096], 32, 0.25)),
         entry(Gpu, t.block_sparse([8192, 4096, 4096], 64, 0.25)),
         entry(Gpu, t.block_sparse([8192, 4096, 4096], 128, 0.25)),
+        entry(Small, t.block_dsd([544, 64, 64], 16, 0.25)),
+        entry(Model, t.block_dsd([1024, 1024, 1024], 64, 0.25)),
+        entry(Gpu, t.block_dsd([8192, 4096, 4096], 128, 0.25)),
+        entry(Small, t.block_dds([544, 64, 64], 16, 0.25)),
+        entry(Model, t.block_dds([1024, 1024, 1024], 64, 0.25)),
+        entry(Gpu, t.block_dds([8192, 4096, 4096], 128, 0.25)),
+        entry(Small, t.block_sdd([544, 64, 64], 16, 0.25)),
+        entry(Model, t.block_sdd([1024, 1024, 1024], 64, 0.25)),
+        entry(Gpu, t.block_sdd([8192, 4096, 4096], 128, 0.25)),
+        entry(Small, t.gradient_scores([544, 64, 64], 16)),
+        entry(Model, t.gradient_scores([1024, 1024, 1024], 64)),
+        entry(Gpu, t.gradient_scores([8192, 4096, 4096], 64)),
+        entry(Small, t.block_norms([64, 64], 16)),
+        entry(Model, t.block_norms([1024, 1024], 64)),
+        entry(Gpu, t.block_norms([16384, 16384], 64)),
+        entry(Small, t.proximal(16, 256)),
+        entry(Model, t.proximal(64, 4096)),
+        entry(Gpu, t.proximal(16384, 4096)),
         entry(Small, t.linear([32, 5, 64])),
         entry(Model, t.linear([512, 768, 768])),
         entry(Small, t.norm(Kind::Layer, 544, 64)),
@@ -270,6 +306,86 @@ impl Table {
             case: cases::block_sparse::linear(shape, Judge::Bound),
             forward: Cost::product(flops, forward, [m, n, k]),
             backward: Cost::product(2 * flops, backward, [m, 2 * k, n]),
+        }
+    }
+
+    fn block_dsd(&self, sizes: [usize; 3], b: usize, density: f64) -> Subject {
+        self.block_product(sizes, b, density, true)
+    }
+
+    fn block_dds(&self, sizes: [usize; 3], b: usize, density: f64) -> Subject {
+        self.block_product(sizes, b, density, false)
+    }
+
+    /// `S D` or `D S`, D being `[k, m]` or `[m, n]`; backward is the other product and the sampled one.
+    fn block_product(&self, [m, n, k]: [usize; 3], b: usize, density: f64, left: bool) -> Subject {
+        let shape = cases::block_sparse::Shape(m, n, k, b, cases::block_sparse::Blocks::Random(density));
+        let stored = Transposed { sparse: false, dense: false };
+        let values = (product(&[n, k]) as f64 * density) as u64;
+        let flops = 2 * product(&[m]) * values;
+        let (depth, lines) = if left { (k, n) } else { (n, k) };
+        let forward = (product(&[m, n + k]) + values) * self.size;
+        let backward = (product(&[m, lines + 2 * depth]) + values) * self.size + values * F32;
+        Subject::Call {
+            case: cases::block_sparse::product(shape, left, stored, Judge::Bound),
+            forward: Cost::product(flops, forward, [m, lines, depth]),
+            backward: Cost::product(2 * flops, backward, [m, 2 * depth, lines]),
+        }
+    }
+
+    /// Backward is dsd and dds.
+    fn block_sdd(&self, [m, n, k]: [usize; 3], b: usize, density: f64) -> Subject {
+        let shape = cases::block_sparse::Shape(m, n, k, b, cases::block_sparse::Blocks::Random(density));
+        let values = (product(&[n, k]) as f64 * density) as u64;
+        let flops = 2 * product(&[m]) * values;
+        let operands = product(&[m, n + k]);
+        Subject::Call {
+            case: cases::block_sparse::sampled(shape, [false, false], Judge::Bound),
+            forward: Cost::product(flops, (operands + values) * self.size, [n, k, m]),
+            backward: Cost::product(2 * flops, (2 * operands + values) * self.size, [n, 2 * k, m]),
+        }
+    }
+
+    /// Forward hands y on; backward multiplies for every block and keeps a number of each.
+    fn gradient_scores(&self, [m, n, k]: [usize; 3], b: usize) -> Subject {
+        let shape = cases::block_sparse::Shape(m, n, k, b, cases::block_sparse::Blocks::Random(1.0));
+        let flops = 2 * product(&[m, n, k]);
+        Subject::Call {
+            case: cases::block_sparse::scored_on_tape(shape),
+            forward: Cost::copy(0, 0),
+            backward: Cost::product(flops, product(&[m, n + k]) * self.size, [n, k, m]),
+        }
+    }
+
+    fn block_norms(&self, dims: [usize; 2], b: usize) -> Subject {
+        let numbers = product(&dims);
+        let place = move |device: &Device, dtype| {
+            let pattern = BlockPattern::full(device, dims, b)?;
+            let matrix = Tensor::from_f32(device, &dims, &normal("matrix", dims.iter().product()), dtype)?;
+            Ok(Plain(Box::new(move || block_norms(&pattern, &matrix, BlockNorm::Frobenius).map(drop))))
+        };
+        let [n, k] = dims;
+        Subject::Plain {
+            op: "block_norms",
+            shape: format!("{n}x{k} b={b}"),
+            cost: Cost::copy(2 * numbers, numbers * self.size),
+            place: Box::new(place),
+        }
+    }
+
+    /// In place, on f32 values. The threshold is so small that they stay what they are from call to call.
+    fn proximal(&self, blocks: usize, each: usize) -> Subject {
+        let numbers = product(&[blocks, each]);
+        let place = move |device: &Device, dtype: DType| {
+            let drawn = normal("values", blocks * each);
+            let values = Tensor::from_f32(device, &[blocks, each], &drawn, dtype.accumulator())?;
+            Ok(Plain(Box::new(move || shrink_blocks(&values, None, Threshold::Uniform(1e-6)))))
+        };
+        Subject::Plain {
+            op: "proximal",
+            shape: format!("{blocks}x{each}"),
+            cost: Cost::copy(3 * numbers, 2 * numbers * F32),
+            place: Box::new(place),
         }
     }
 

@@ -166,6 +166,15 @@ impl Job for Step {
     }
 }
 
+/// A call that has no tape, on operands of its own.
+pub struct Plain(pub Box<dyn Fn() -> Result<()>>);
+
+impl Job for Plain {
+    fn ready(&self, _: usize) -> Result<Ready<'_>> {
+        Ok(Box::new(&self.0))
+    }
+}
+
 /// What cannot be beaten: the bare product, the bare copy.
 pub enum Bare<'a> {
     Product { sizes: [usize; 3], x: Vec<f32>, w: Vec<f32>, out: RefCell<Vec<f32>> },

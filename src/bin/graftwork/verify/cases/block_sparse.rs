@@ -170,7 +170,7 @@ pub fn linear(shape: Shape, judge: Judge) -> Case {
         })
 }
 
-fn product(shape: Shape, left: bool, t: Transposed, judge: Judge) -> Case {
+pub fn product(shape: Shape, left: bool, t: Transposed, judge: Judge) -> Case {
     let (Shape(m, n, k, ..), patterns) = (shape, Patterns::new(shape));
     let [along_rows, along_columns] = patterns.depths();
     let (own, other) = if left == t.sparse { (along_columns, along_rows) } else { (along_rows, along_columns) };
@@ -198,7 +198,7 @@ fn product(shape: Shape, left: bool, t: Transposed, judge: Judge) -> Case {
         })
 }
 
-fn sampled(shape: Shape, [a_t, b_t]: [bool; 2], judge: Judge) -> Case {
+pub fn sampled(shape: Shape, [a_t, b_t]: [bool; 2], judge: Judge) -> Case {
     let (Shape(m, n, k, ..), patterns) = (shape, Patterns::new(shape));
     let [along_rows, along_columns] = patterns.depths();
     let stored = match (a_t, b_t) {
@@ -306,6 +306,20 @@ fn scored(m: usize, n: usize, k: usize, b: usize, saliency: bool) -> Case {
         }
         Ok(vec![output("backward scores", &grads.view(id)?, m + b * b)?])
     })
+}
+
+/// The same on a tape that is given: forward passes y on, backward makes the scores.
+pub fn scored_on_tape(shape: Shape) -> Case {
+    let (Shape(m, n, k, ..), patterns) = (shape, Patterns::new(shape));
+    Case::new("gradient_scores", format!("{m}x{n}x{k} {}", patterns.note()), Judge::Smooth)
+        .input("y", &[m, n], Arithmetic::NONE)
+        .input("x", &[m, k], Arithmetic::NONE)
+        .param("scores", &[patterns.host.nnz()], Arithmetic::NONE)
+        .call(Arithmetic::NONE, move |tape, given| {
+            let (y, x) = (given.var("y")?, given.var("x")?);
+            let pattern = patterns.on(y.tensor().device())?;
+            gradient_scores(tape, y, x, &pattern, GradientScore::Squares, given.var("scores")?)
+        })
 }
 
 /// A pattern from a mask on the device, all arrays end to end.
