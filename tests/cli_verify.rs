@@ -118,7 +118,7 @@ fn bench_writes_rows_and_a_plot() {
             assert!(row[field].as_f64().unwrap() > 0.0, "{field} in {row}");
         }
     }
-    assert_eq!(words(rows, "pass"), ["backward", "forward", "step"].into());
+    assert_eq!(words(rows, "pass"), ["backward", "call", "forward", "step"].into());
 
     let svg = std::fs::read_to_string(&plot).unwrap();
     assert!(svg.starts_with("<svg") && svg.contains("frozen_linear forward") && svg.contains("floor"), "{svg}");

@@ -156,7 +156,7 @@ mod tests {
         ];
         for (schedule, word) in bad {
             for step in [0, 10, u64::MAX] {
-                (schedule.at(step), schedule.prunes_at(step));
+                let _ = (schedule.at(step), schedule.prunes_at(step));
                 let error = schedule.proximal_step(step, &params, 0.1).unwrap_err().to_string();
                 assert!(error.contains(word), "{error}");
             }

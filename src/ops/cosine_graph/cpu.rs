@@ -213,7 +213,8 @@ fn for_tiles<T: Real>(
     let mut own = vec![T::of(0.0); rows * depth];
     let mut other = vec![T::of(0.0); COLS.min(desc.n) * depth];
     let mut product = vec![T::of(0.0); rows * COLS.min(desc.n)];
-    let mut column = if half { first } else { 0 };
+    let begin = if half { first } else { 0 };
+    let mut column = begin;
     while column < desc.n {
         let cols = COLS.min(desc.n - column);
         let product = &mut product[..rows * cols];
@@ -223,7 +224,10 @@ fn for_tiles<T: Real>(
             vectorised(
                 #[inline(always)]
                 || {
-                    a.normalised(first, (done, width), own);
+                    // Rows that are taken whole are still there from the tile before.
+                    if column == begin || width < desc.f {
+                        a.normalised(first, (done, width), own);
+                    }
                     b.normalised(column, (done, width), other);
                 },
             );

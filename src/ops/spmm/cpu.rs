@@ -13,6 +13,9 @@ use crate::tensor::Tensor;
 /// Columns that are added up side by side: four of the widest registers for `f32`.
 const BLOCK: usize = PIECE;
 
+/// Edges that are looked up together.
+const AHEAD: usize = 16;
+
 /// The operands of a gather, held for reading.
 struct Operands<'a, T: Real> {
     offsets: HeldInts<'a>,
@@ -124,6 +127,8 @@ impl<T: Real> Edges<'_, T> {
         )
     }
 
+    /// Edges are looked up some time before their rows are added: the fewer instructions lie between two rows, the more of them the processor
+    /// fetches at once.
     #[inline(always)]
     fn add_up(
         &self,
@@ -132,11 +137,36 @@ impl<T: Real> Edges<'_, T> {
         add: impl Fn(usize, T, &mut [T; BLOCK]),
     ) -> [T; BLOCK] {
         let mut sums = [T::of(0.0); BLOCK];
-        for e in edges {
-            let j = self.gathered(e);
-            add(j, self.factor(e, j, head), &mut sums);
+        let mut terms = [(0, T::of(1.0)); AHEAD];
+        let mut first = edges.start;
+        while first < edges.end {
+            let terms = &mut terms[..AHEAD.min(edges.end - first)];
+            self.look_up(head, first, terms);
+            for &mut (j, s) in terms.iter_mut() {
+                add(j, s, &mut sums);
+            }
+            first += terms.len();
         }
         sums
+    }
+
+    /// Row and factor of the edges from `first` on.
+    #[inline(always)]
+    fn look_up(&self, head: usize, first: usize, terms: &mut [(usize, T)]) {
+        let plain = self.weights.is_none() && self.degrees.is_none();
+        match (self.by, self.indices) {
+            (By::Nodes, Ints::Narrow(indices)) if plain => {
+                for (term, &j) in terms.iter_mut().zip(&indices[first..]) {
+                    *term = (j as usize, T::of(1.0));
+                }
+            }
+            _ => {
+                for (i, term) in terms.iter_mut().enumerate() {
+                    let j = self.gathered(first + i);
+                    *term = (j, self.factor(first + i, j, head));
+                }
+            }
+        }
     }
 
     /// The sums of `sums.len()` columns, at most a block; only terms whose edge was picked count, where `picked` is given.
@@ -251,13 +281,14 @@ fn extremum_into<T: Real, I: Copy + Send + Sync + PartialEq>(
                     let (y, args) = (&mut y[columns.clone()], &mut args[columns.clone()]);
                     for (block, (y, args)) in y.chunks_mut(BLOCK).zip(args.chunks_mut(BLOCK)).enumerate() {
                         let from = edges.x.piece(j * f + columns.start + block * BLOCK, &mut room[..y.len()]);
-                        for c in 0..from.len() {
-                            let v = s * from[c];
-                            let better = if lowest { v < y[c] } else { v > y[c] };
-                            // The first of equals stays, and so does a NaN, which alone is not equal to itself.
-                            if args[c] == none || (is_number(y[c]) && (better || !is_number(v))) {
-                                (y[c], args[c]) = (v, own);
-                            }
+                        for ((y, arg), &from) in y.iter_mut().zip(args).zip(from) {
+                            let v = s * from;
+                            let better = if lowest { v < *y } else { v > *y };
+                            // The first of equals stays, and so does a NaN, which alone is not equal to itself. Without a branch, so that
+                            // many columns are compared at once.
+                            let takes = (*arg == none) | (is_number(*y) & (better | !is_number(v)));
+                            *y = if takes { v } else { *y };
+                            *arg = if takes { own } else { *arg };
                         }
                     }
                 }
