@@ -109,7 +109,7 @@ pub(super) struct Kept {
 /// The gradient of z: one matrix, whose product with A rides on that of dy with the weight, or two of which one alone is masked.
 pub(super) enum Slope {
     Whole(Tensor),
-    Halves(Slopes, Gate),
+    Halves(Box<(Slopes, Gate)>),
 }
 
 impl Kept {
@@ -147,7 +147,7 @@ impl Kept {
                 let slopes = Slopes::new(gate, &self.z()?, &dh)?;
                 slopes.weight_gradients(gate, [mid, mid + 1], sinks)?;
                 let whole = gate.desc.dropout.is_none();
-                Ok(if whole { Slope::Whole(slopes.projected) } else { Slope::Halves(slopes, gate.clone()) })
+                Ok(if whole { Slope::Whole(slopes.projected) } else { Slope::Halves(Box::new((slopes, gate.clone()))) })
             }
         }
     }
@@ -155,7 +155,7 @@ impl Kept {
     pub fn a_gradient(&self, desc: &Desc, slope: &Slope, x: &Tensor, target: &Target) -> Result<()> {
         match slope {
             Slope::Whole(dz) => super::a_gradient(desc, dz, x, target),
-            Slope::Halves(slopes, gate) => slopes.stacked_gradient(gate, x, target),
+            Slope::Halves(halves) => halves.0.stacked_gradient(&halves.1, x, target),
         }
     }
 
@@ -163,14 +163,14 @@ impl Kept {
     pub fn rides<'a>(&'a self, slope: &'a Slope) -> Option<(&'a Tensor, &'a Tensor)> {
         match slope {
             Slope::Whole(dz) => Some((&self.a, dz)),
-            Slope::Halves(..) => None,
+            Slope::Halves(_) => None,
         }
     }
 
     /// What does not, added to `target`.
     pub fn add_input_gradient(&self, slope: &Slope, target: &Target) -> Result<()> {
-        let Slope::Halves(slopes, gate) = slope else { return Ok(()) };
+        let Slope::Halves(halves) = slope else { return Ok(()) };
         let target = Target { tensor: target.tensor.clone(), accumulate: true };
-        slopes.input_gradient(gate, &self.a, &target)
+        halves.0.input_gradient(&halves.1, &self.a, &target)
     }
 }

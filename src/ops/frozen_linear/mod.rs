@@ -180,7 +180,8 @@ pub fn frozen_linear(
     frozen_linear_with(tape, x, weight, bias, Updates { low_rank, sparse: None }, After::default())
 }
 
-/// As [`frozen_linear`] with any of the updates and what follows, in one pass over y.
+/// As [`frozen_linear`] with any of the updates and what follows, in one pass over y. On a GPU, blocks whose values do not begin at a
+/// multiple of 16 bytes, or whose scale is not within 2⁻³² and 2³², are added in a second pass.
 pub fn frozen_linear_with(
     tape: &mut Tape,
     x: &Var,

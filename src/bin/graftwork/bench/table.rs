@@ -161,12 +161,12 @@ pub fn all(dtype: DType) -> Vec<Entry> {
         entry(Gpu, t.block_sparse([8192, 4096, 4096], 32, 0.25)),
         entry(Gpu, t.block_sparse([8192, 4096, 4096], 64, 0.25)),
         entry(Gpu, t.block_sparse([8192, 4096, 4096], 128, 0.25)),
-        entry(Small, t.block_dsd([544, 64, 64], 16, 0.25)),
-        entry(Model, t.block_dsd([1024, 1024, 1024], 64, 0.25)),
-        entry(Gpu, t.block_dsd([8192, 4096, 4096], 128, 0.25)),
-        entry(Small, t.block_dds([544, 64, 64], 16, 0.25)),
-        entry(Model, t.block_dds([1024, 1024, 1024], 64, 0.25)),
-        entry(Gpu, t.block_dds([8192, 4096, 4096], 128, 0.25)),
+        entry(Small, t.block_product(true, [544, 64, 64], 16, 0.25)),
+        entry(Model, t.block_product(true, [1024, 1024, 1024], 64, 0.25)),
+        entry(Gpu, t.block_product(true, [8192, 4096, 4096], 128, 0.25)),
+        entry(Small, t.block_product(false, [544, 64, 64], 16, 0.25)),
+        entry(Model, t.block_product(false, [1024, 1024, 1024], 64, 0.25)),
+        entry(Gpu, t.block_product(false, [8192, 4096, 4096], 128, 0.25)),
         entry(Small, t.block_sdd([544, 64, 64], 16, 0.25)),
         entry(Model, t.block_sdd([1024, 1024, 1024], 64, 0.25)),
         entry(Gpu, t.block_sdd([8192, 4096, 4096], 128, 0.25)),
@@ -309,16 +309,8 @@ impl Table {
         }
     }
 
-    fn block_dsd(&self, sizes: [usize; 3], b: usize, density: f64) -> Subject {
-        self.block_product(sizes, b, density, true)
-    }
-
-    fn block_dds(&self, sizes: [usize; 3], b: usize, density: f64) -> Subject {
-        self.block_product(sizes, b, density, false)
-    }
-
-    /// `S D` or `D S`, D being `[k, m]` or `[m, n]`; backward is the other product and the sampled one.
-    fn block_product(&self, [m, n, k]: [usize; 3], b: usize, density: f64, left: bool) -> Subject {
+    /// dsd (`left`), `S D` with D `[k, m]`, or dds, `D S` with D `[m, n]`; backward is the other product and the sampled one.
+    fn block_product(&self, left: bool, [m, n, k]: [usize; 3], b: usize, density: f64) -> Subject {
         let shape = cases::block_sparse::Shape(m, n, k, b, cases::block_sparse::Blocks::Random(density));
         let stored = Transposed { sparse: false, dense: false };
         let values = (product(&[n, k]) as f64 * density) as u64;
