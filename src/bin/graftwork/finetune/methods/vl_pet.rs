@@ -41,7 +41,7 @@ fn tries(args: &Args, variant: Variant) -> bool {
 pub struct VlPetOptions {
     /// What the gate tells apart: values (large), tokens (middle-x), features (middle-y) or samples (small). Several, separated by commas,
     /// are trained one after another and compared; auto tries all, each at the largest ranks up to those given that --budget allows
-    #[arg(long, alias = "granularity", default_value = "large", value_parser = variants)]
+    #[arg(long, visible_alias = "granularity", default_value = "large", value_parser = variants)]
     pub variant: String,
     /// Rank of each bottleneck
     #[arg(long, default_value_t = 8, value_parser = size(1..=WIDTH))]
