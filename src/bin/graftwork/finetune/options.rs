@@ -94,7 +94,8 @@ pub fn repeated<T: PartialEq>(all: &[T]) -> Option<&T> {
 pub fn share(text: &str) -> Parsed<f64> {
     let (number, unit) = text.strip_suffix('%').map_or((text, 1.0), |number| (number, 0.01));
     let share = number.trim().parse::<f64>().map(|number| number * unit);
-    share.ok().filter(|share| SHARE.contains(share)).ok_or_else(|| "expected a share as 4% or 0.04".into())
+    let expected = || String::from("expected a share above 0 and up to 100%, as 4% or 0.04");
+    share.ok().filter(|share| SHARE.contains(share)).ok_or_else(expected)
 }
 
 /// A range in words.
