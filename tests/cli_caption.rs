@@ -86,7 +86,7 @@ fn auto_names_its_choice_within_the_budget() {
     let (text, report) = report(line, &scratch("auto"));
     assert!(text.contains("large r=8 h=4: ") && text.contains("over the budget of 5.00 %"), "{text}");
     // Large fits at a smaller rank, the others as they are.
-    assert!(text.contains("small r=8 h=4: 4.72 %"), "{text}");
+    assert!(text.contains("small r=8 h=4: 4.74 %"), "{text}");
     assert!(text.contains("chosen: "), "{text}");
     let trainable = report["trainable_params"].as_f64().unwrap();
     assert!(trainable <= 0.05 * report["total_params"].as_f64().unwrap());

@@ -54,4 +54,9 @@ impl AdaptedNorm {
     pub fn numel(&self) -> usize {
         self.gamma.tensor().numel() + self.beta.as_ref().map_or(0, |b| b.tensor().numel())
     }
+
+    /// Of those, what stays frozen: all or nothing.
+    pub fn frozen_numel(&self) -> usize {
+        if self.learns.is_some() { 0 } else { self.numel() }
+    }
 }

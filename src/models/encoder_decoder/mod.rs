@@ -287,9 +287,9 @@ impl EncoderDecoder {
         let decoder = self.decoder.iter().map(|layer| count(layer.linears(), layer.norms()));
         let sides = [&self.encoder_side, &self.decoder_side].map(|side| {
             let positions = side.positions.as_ref().map_or(0, |p| p.tensor().numel());
-            positions + side.norm.numel() + side.bias.as_ref().map_or(0, |bias| bias.table.len())
+            positions + side.norm.frozen_numel() + side.bias.as_ref().map_or(0, |bias| bias.table.len())
         });
-        let visual = self.visual.as_ref().map_or(0, |v| v.projection.frozen_numel() + v.norm.numel());
+        let visual = self.visual.as_ref().map_or(0, |v| v.projection.frozen_numel() + v.norm.frozen_numel());
         let tied = self.output.weight().tensor().buffer().id() == self.shared.tensor().buffer().id();
         let output = self.output.frozen_numel() - if tied { self.shared.tensor().numel() } else { 0 };
         let embeddings = self.shared.tensor().numel() + visual + output;
@@ -298,7 +298,8 @@ impl EncoderDecoder {
 }
 
 fn count<'a, const N: usize>(linears: impl Iterator<Item = &'a AdaptedLinear>, norms: [&AdaptedNorm; N]) -> usize {
-    linears.map(AdaptedLinear::frozen_numel).sum::<usize>() + norms.iter().map(|norm| norm.numel()).sum::<usize>()
+    linears.map(AdaptedLinear::frozen_numel).sum::<usize>()
+        + norms.iter().map(|norm| norm.frozen_numel()).sum::<usize>()
 }
 
 /// Visual tokens are all kept; every sample must keep something.

@@ -34,7 +34,7 @@ pub fn settle(
         candidates.push(vec![recipe.settings()]);
     }
     let budget = choice.budget.unwrap_or(1.0);
-    let (mut fitting, mut least) = (Vec::new(), f64::INFINITY);
+    let (mut fitting, mut least, tried) = (Vec::new(), f64::INFINITY, candidates.len());
     for kind in candidates {
         for settings in kind {
             let Value::Object(settings) = settings else { continue };
@@ -50,9 +50,16 @@ pub fn settle(
         }
     }
     if fitting.len() < 2 {
-        let expected = format!("at least {}, what the smallest of the adapters in question needs", percent(least));
-        let only = fitting.pop().map(|(candidate, ..)| candidate);
-        return only.map(Some).ok_or_else(|| refused("--budget", expected, percent(budget)));
+        // Rounded up: what is named must be enough.
+        let enough = percent((least * 1e4).ceil() / 1e4);
+        let expected = format!("at least {enough}, what the smallest of the adapters in question needs");
+        let Some((only, adapted, _)) = fitting.pop() else {
+            return Err(refused("--budget", expected, percent(budget)));
+        };
+        if tried > 1 {
+            say!("chosen: {}, the only one within the budget of {}", adapted.method.note(), percent(budget));
+        }
+        return Ok(Some(only));
     }
     let mut best: Option<(f64, Recipe, String)> = None;
     for (candidate, adapted, share) in fitting {
@@ -61,7 +68,8 @@ pub fn settle(
         let Some(loss) = trial(adapted, &candidate, pace, task.samples(), interrupt)? else { return Ok(None) };
         let (share, steps) = (percent(share), choice.trial_steps);
         say!("{note}: {share} trainable, loss {loss:.4} on samples left out, after {steps} steps");
-        if best.as_ref().is_none_or(|(least, ..)| loss < *least) {
+        // A loss that is no number is more than any.
+        if best.as_ref().is_none_or(|(least, ..)| loss.total_cmp(least).is_lt()) {
             best = Some((loss, candidate, note));
         }
     }

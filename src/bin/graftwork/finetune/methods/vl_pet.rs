@@ -143,11 +143,14 @@ impl VlPet {
         self.variant.split(',').map(str::trim)
     }
 
-    /// The same with every rank times `part / PARTS`, and as many heads as divide what is left.
+    /// The same with every rank times `part / PARTS`, and as many heads, of those that divide the heads that were asked for, as divide what is left.
     fn shrunk(&self, part: usize) -> VlPet {
         let rank = |rank: usize| (rank * part).div_ceil(PARTS).max(1);
         let bottleneck = rank(self.bottleneck);
-        let heads = (1..=self.heads).rev().find(|heads| bottleneck.is_multiple_of(*heads)).unwrap_or(1);
+        let fits = |heads: &usize| bottleneck.is_multiple_of(*heads) && self.heads.is_multiple_of(*heads);
+        // Asked for, they are judged as they are; upwards they do not divide the bottleneck.
+        let kept = part == PARTS || self.head_layout == "up";
+        let heads = if kept { self.heads } else { (1..=self.heads).rev().find(fits).unwrap_or(1) };
         let (gate_rank, value_rank) = (rank(self.gate_rank), rank(self.value_rank));
         VlPet { bottleneck, heads, gate_rank, value_rank, ..self.clone() }
     }

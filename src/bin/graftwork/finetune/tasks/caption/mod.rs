@@ -55,13 +55,15 @@ impl Task for Job {
             return Err(Error::File {
                 path: trunk.join("config.json"),
                 reason: format!(
-                    "a vocabulary of {} and features of {:?}, but the captions have {} symbols and the images patches of {FEATURES}",
-                    config.vocabulary, config.features, self.0.symbols
+                    "a vocabulary of {} and features of {}, but the captions have {} symbols and the images patches of {FEATURES}",
+                    config.vocabulary,
+                    config.features.unwrap_or(0),
+                    self.0.symbols
                 ),
             });
         }
         if let Places::Learned { positions } = config.places {
-            self.0.require_within(positions)?;
+            self.0.require_within(positions).map_err(|e| e.within("--data"))?;
         }
         let mean_tokens = self.0.mean_tokens()?;
         Ok(Box::new(Captioner { model, captions: self.0.clone(), mean_tokens }))

@@ -43,7 +43,16 @@ impl Digits {
                 all.labels.push(i64::from(label - classes.start));
             }
         }
-        Ok(Digits::split(&all))
+        let digits = Digits::split(&all);
+        if digits.train.labels.is_empty() || digits.test.labels.is_empty() {
+            let last = classes.end.saturating_sub(1);
+            let reason = format!(
+                "holds too few images of the digits {} to {last}, expected five of one at least",
+                classes.start
+            );
+            return Err(Error::File { path, reason });
+        }
+        Ok(digits)
     }
 
     /// Within each class, in order, every fifth image is held out.
