@@ -65,11 +65,11 @@ pub fn settle(
     for (candidate, adapted, share) in fitting {
         let note = adapted.method.note();
         let pace = trial_pace(&planned.pace, choice.trial_steps)?;
-        let Some(loss) = trial(adapted, &candidate, pace, task.samples(), interrupt)? else { return Ok(None) };
+        let loss = trial(adapted, &candidate, pace, task.samples(), interrupt).map_err(|e| e.within(&note))?;
+        let Some(loss) = loss else { return Ok(None) };
         let (share, steps) = (percent(share), choice.trial_steps);
         say!("{note}: {share} trainable, loss {loss:.4} on samples left out, after {steps} steps");
-        // A loss that is no number is more than any.
-        if best.as_ref().is_none_or(|(least, ..)| loss.total_cmp(least).is_lt()) {
+        if best.as_ref().is_none_or(|(least, ..)| loss < *least || least.is_nan()) {
             best = Some((loss, candidate, note));
         }
     }
